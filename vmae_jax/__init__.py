@@ -1,0 +1,3 @@
+"""JAX codebase for pretraining masked video models."""
+
+__version__ = "0.1.0"
