@@ -1,0 +1,92 @@
+"""Losses as sums and weights in float32, and the pixel target they are measured against."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+
+class Ratio(NamedTuple):
+    """A loss as two sums: `total / weight` over the whole batch is the number in the papers.
+
+    Sums add up over devices and micro-batches; means of means do not when weights vary by clip.
+    """
+
+    total: jax.Array
+    weight: jax.Array
+
+
+def pixel_targets(patches: jax.Array, *, channels: int, normalize: bool) -> jax.Array:
+    """Regression targets from pixels.
+
+    Args:
+      patches: [B, M, P] on the [0, 1] scale, channel fastest; only the tokens that are decoded.
+      channels: C; P = pixels * C.
+      normalize: standardise each patch and channel by its own mean and deviation.
+
+    Returns:
+      float32 [B, M, P].
+
+    Source: VideoMAE's released engine: unbiased variance over the pixels of one patch and channel,
+    1e-6 added to the standard deviation (not to the variance).
+    """
+    if patches.shape[-1] % channels:
+        raise ValueError(f"{patches.shape[-1]} values a patch are not a multiple of {channels}")
+    pixels = patches.shape[-1] // channels
+    # float32: for a nearly flat patch, bf16 rounding becomes the signal once divided by the std.
+    patches = patches.astype(jnp.float32)
+    if not normalize:
+        return patches
+    if pixels < 2:
+        raise ValueError("a patch of one pixel has no deviation; set normalize=False")
+    x = rearrange(patches, "b m (p c) -> b m p c", c=channels)
+    x = x - x.mean(axis=2, keepdims=True)
+    variance = jnp.sum(x * x, axis=2, keepdims=True) / (pixels - 1)
+    return rearrange(x / (jnp.sqrt(variance) + 1e-6), "b m p c -> b m (p c)")
+
+
+def masked_mse(pred: jax.Array, target: jax.Array, weight: jax.Array | None = None) -> Ratio:
+    """Squared error, averaged over the values of each token, summed over tokens.
+
+    Args:
+      pred, target: [B, M, P]; computed in float32.
+      weight: [B, M], 1 (or True) where the token carries loss; None: all do.
+
+    Returns:
+      Ratio(total, weight); total / weight is the released loss.
+
+    Source: VideoMAE (mean over masked tokens); VideoMAE V2 (tokens that the decoder predicts and
+    that were hidden from the encoder).
+    """
+    if pred.shape != target.shape:
+        raise ValueError(f"pred {pred.shape} and target {target.shape} differ in shape")
+    error = jnp.square(pred.astype(jnp.float32) - target.astype(jnp.float32)).mean(axis=-1)
+    if weight is None:
+        weight = jnp.ones_like(error)
+    if weight.shape != error.shape:
+        raise ValueError(f"weight {weight.shape} does not match the tokens {error.shape}")
+    weight = weight.astype(jnp.float32)
+    return Ratio(jnp.sum(error * weight), jnp.sum(weight))
+
+
+def soft_target_cross_entropy(logits: jax.Array, targets: jax.Array) -> Ratio:
+    """Cross-entropy against distributions [B, K] (mixup, label smoothing)."""
+    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    losses = -jnp.sum(targets.astype(jnp.float32) * log_probs, axis=-1)
+    return Ratio(losses.sum(), jnp.float32(losses.size))
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> Ratio:
+    """Cross-entropy against integer labels [B]."""
+    return label_smoothing_cross_entropy(logits, labels, smoothing=0.0)
+
+
+def label_smoothing_cross_entropy(
+    logits: jax.Array, labels: jax.Array, *, smoothing: float = 0.1
+) -> Ratio:
+    """(1 - smoothing) * cross-entropy + smoothing * mean over classes of -log p. Source: timm."""
+    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    nll = -jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
+    losses = (1.0 - smoothing) * nll - smoothing * log_probs.mean(axis=-1)
+    return Ratio(losses.sum(), jnp.float32(losses.size))
