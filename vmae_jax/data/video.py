@@ -1,15 +1,427 @@
-"""Reads and writes video files. The only file of the package that touches PyAV."""
+"""Reads and writes video files. The only file of the package that touches PyAV.
+
+Reading is frame-exact by construction: the file is read into memory once, its packets are listed
+without decoding, and frame `i` is the i-th shown packet in presentation order. To get some frames,
+decoding starts at the key frame before the first of them and stops after the last; only wanted
+frames are converted to RGB. Nothing in a header (frame count, duration) is believed. Where packet
+times cannot be trusted (missing, repeated, or contradicted by the decoder), all frames are decoded
+and counted instead.
+
+Every failure is a `VideoError` that names the file. A decoder that never comes back cannot be
+interrupted from here; `pipeline` guards against that.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import av
+import av.error
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
+# Containers by their FFmpeg names. Playlists and image sequences stay out: they open other files.
+FORMATS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "asf", "gif", "ogg")
 _ENCODERS = {"h264": "libx264", "mpeg4": "mpeg4", "mjpeg": "mjpeg", "vp9": "libvpx-vp9"}
+_ATTACHED_PICTURE = 0x0400  # AV_DISPOSITION_ATTACHED_PIC
+_SEQUENTIAL_CODECS = ("mpeg4", "msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "vc1", "wmv3")
+_BUFFER_BYTES = 1 << 18
+
+
+class VideoError(ValueError):
+    """A video that cannot be used; `path` and `reason` say which and why."""
+
+    def __init__(self, path: str, reason: str):
+        super().__init__(f"{path}: {reason}")
+        self.path, self.reason = path, reason
+
+    def __reduce__(self):  # exceptions with two arguments do not survive pickling otherwise
+        return type(self), (self.path, self.reason)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one video may cost before it is refused."""
+
+    max_bytes: int = 512 << 20
+    max_pixels: int = 4096 * 4096  # of one frame
+    max_frames: int = 500_000
+    timeout_s: float = 60.0
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a file holds, found by listing its packets.
+
+    `num_frames` counts the frames a player would show, `width` and `height` are upright (rotation
+    applied), `duration_s` spans the frames. `exact_times` is False where packet times cannot name
+    frames; `num_frames` is then the number of packets until the file is decoded. `warnings` are
+    sentences about things that are odd but survivable.
+    """
+
+    num_frames: int
+    fps: float
+    duration_s: float
+    width: int
+    height: int
+    codec: str
+    format: str
+    rotation: int
+    exact_times: bool
+    warnings: tuple[str, ...]
+
+
+Chooser = Callable[[int], Sequence[int]]
+
+
+def read_bytes(path: str | Path, limits: Limits = Limits()) -> bytes:
+    """Reads a file whole, at most `limits.max_bytes`."""
+    path = str(path)
+    try:
+        with Path(path).open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            data = b"" if size > limits.max_bytes else file.read(limits.max_bytes + 1)
+    except FileNotFoundError:
+        raise VideoError(path, "the file does not exist") from None
+    except OSError as error:
+        raise VideoError(path, f"cannot be read: {error.strerror}") from None
+    if size > limits.max_bytes or len(data) > limits.max_bytes:
+        raise VideoError(path, f"{size} bytes exceed the limit of {limits.max_bytes} bytes")
+    if not data:
+        raise VideoError(path, "the file is empty")
+    return data
+
+
+def probe(
+    source: str | Path | bytes,
+    limits: Limits = Limits(),
+    *,
+    name: str | None = None,
+) -> VideoInfo:
+    """Describes a video after listing its packets and decoding its first picture.
+
+    Args:
+      source: a path, or the bytes of a file.
+      limits: caps; exceeding one is a VideoError.
+      name: what to call the video in errors when `source` is bytes.
+
+    Raises:
+      VideoError: no video stream, not a known container, no picture that decodes, or a limit.
+    """
+    with _opened(source, limits, name) as reader:
+        return reader.describe()
+
+
+def read_frames(
+    source: str | Path | bytes,
+    choose: Chooser | Sequence[int],
+    limits: Limits = Limits(),
+    *,
+    start: float | None = None,
+    end: float | None = None,
+    name: str | None = None,
+) -> np.ndarray:
+    """Decodes chosen frames, in any order and with repeats.
+
+    Args:
+      source: a path, or the bytes of a file.
+      choose: frame indices, or a function from the number of usable frames to indices. It is asked
+        again if decoding shows that the packets promised more frames than there are.
+      limits: caps; exceeding one is a VideoError.
+      start: seconds from the first frame; frames before it are not usable (indices count from it).
+      end: seconds from the first frame; frames at or after it are not usable.
+      name: what to call the video in errors when `source` is bytes.
+
+    Returns:
+      uint8 [n, H, W, 3], RGB, upright.
+
+    Raises:
+      VideoError: the file or a frame needed for the clip is unusable.
+      IndexError: an index is outside the usable frames.
+    """
+    with _opened(source, limits, name) as reader:
+        return reader.read(choose, start, end)
+
+
+class _Guard:
+    """A deadline, and the file object through which FFmpeg reads the bytes."""
+
+    def __init__(self, data: bytes, path: str, timeout_s: float):
+        self._view, self._pos = memoryview(data), 0
+        self._path, self._timeout_s = path, timeout_s
+        self._deadline = time.monotonic() + timeout_s
+
+    def check(self) -> None:
+        if time.monotonic() > self._deadline:
+            raise VideoError(self._path, f"took longer than {self._timeout_s:g} s")
+
+    def read(self, size: int) -> bytes:
+        self.check()
+        chunk = bytes(self._view[self._pos : self._pos + size])
+        self._pos += len(chunk)
+        return chunk
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        base = (0, self._pos, len(self._view))[whence]
+        self._pos = max(0, base + offset)
+        return self._pos
+
+    def tell(self) -> int:
+        return self._pos
+
+
+@contextlib.contextmanager
+def _opened(source: str | Path | bytes, limits: Limits, name: str | None) -> Iterator[_Reader]:
+    """Opens a source; whatever goes wrong inside becomes a VideoError, and all is closed."""
+    if isinstance(source, bytes):
+        path, data = name or "<bytes>", source
+        if len(data) > limits.max_bytes:
+            raise VideoError(path, f"{len(data)} bytes exceed the limit of {limits.max_bytes}")
+    else:
+        path = str(source)
+        data = read_bytes(path, limits)
+    guard = _Guard(data, path, limits.timeout_s)
+
+    def refuse(*_args, **_kwargs):
+        raise VideoError(path, "refers to another file, which is not allowed")
+
+    try:
+        with av.open(
+            guard,
+            mode="r",
+            buffer_size=_BUFFER_BYTES,
+            io_open=refuse,
+            container_options={"format_whitelist": ",".join(FORMATS)},
+        ) as container:
+            yield _Reader(container, guard, path, limits)
+    except VideoError:
+        raise
+    except av.error.InvalidDataError as error:
+        raise VideoError(path, f"not a readable video ({error.strerror})") from None
+    except (av.error.FFmpegError, OSError) as error:
+        raise VideoError(path, f"cannot be decoded ({error})") from None
+
+
+class _Reader:
+    """One open video: its packets, and frames on demand."""
+
+    def __init__(self, container, guard: _Guard, path: str, limits: Limits):
+        self._path, self._limits, self._guard = path, limits, guard
+        self._stream = _moving_stream(container, path)
+        self._codec = self._stream.codec_context
+        if self._codec is None:
+            raise VideoError(path, "is in a codec that this build of FFmpeg does not know")
+        self._codec.thread_count = 1  # parallelism comes from workers, one thread each
+        self._check_size(self._codec.width, self._codec.height)
+        self._converter = VideoReformatter()
+        self._list_packets(container)
+        self._format = container.format.name
+
+    def _check_size(self, width: int, height: int) -> None:
+        if width * height > self._limits.max_pixels:
+            raise VideoError(
+                self._path,
+                f"{width}x{height} exceeds the limit of {self._limits.max_pixels} pixels",
+            )
+
+    def _list_packets(self, container) -> None:
+        """Fills `_packets` (from the first key frame on) and `_shown_pts` (presentation order)."""
+        packets = []
+        self._num_listed = 0
+        for packet in container.demux(self._stream):
+            self._guard.check()
+            if not packet.size:
+                continue
+            self._num_listed += 1
+            if self._num_listed > self._limits.max_frames:
+                raise VideoError(self._path, f"more than {self._limits.max_frames} frames")
+            if packet.is_corrupt:  # cut short, e.g. at the end of a truncated file
+                continue
+            if packets or packet.is_keyframe:
+                packets.append(packet)
+        if not packets:
+            raise VideoError(self._path, "holds no decodable pictures")
+        self._packets = packets
+        # Pictures that lead the first key frame lean on pictures that are not there.
+        first = packets[0].pts
+        pts = [p.pts for p in packets if not p.is_discard]
+        self.exact_times = (
+            None not in pts
+            and len(set(pts)) == len(pts)
+            and self._codec.name not in _SEQUENTIAL_CODECS
+        )
+        if self.exact_times:
+            pts = sorted(p for p in pts if first is None or p >= first or packets[0].is_discard)
+        self._shown_pts = pts
+
+    def describe(self) -> VideoInfo:
+        """Decodes the first picture, for its rotation and to know that something decodes."""
+        stream, count = self._stream, len(self._shown_pts)
+        frame = next(self._decode(self._packets), None)
+        if frame is None:
+            raise VideoError(self._path, "no picture can be decoded")
+        rotation = _quarter_turns(frame) * 90
+        upright = (frame.height, frame.width) if rotation % 180 else (frame.width, frame.height)
+        times = [p for p in self._shown_pts if p is not None]
+        span = float((max(times) - min(times)) * stream.time_base) if len(times) > 1 else 0.0
+        fps = float(stream.average_rate or stream.guessed_rate or 0)
+        if fps <= 0:
+            fps = (count - 1) / span if span > 0 else 0.0
+        warnings = []
+        if stream.frames and self._num_listed < stream.frames:
+            warnings.append(
+                f"the header counts {stream.frames} frames, the file holds {self._num_listed}"
+            )
+        return VideoInfo(
+            num_frames=count,
+            fps=fps,
+            duration_s=span + (1 / fps if fps else 0.0),
+            width=upright[0],
+            height=upright[1],
+            codec=self._codec.name,
+            format=self._format,
+            rotation=rotation,
+            exact_times=self.exact_times,
+            warnings=tuple(warnings),
+        )
+
+    def read(
+        self, choose: Chooser | Sequence[int], start: float | None, end: float | None
+    ) -> np.ndarray:
+        if self.exact_times:
+            first, stop = self._usable(start, end)
+            chosen = self._choose(choose, stop - first) + first
+            frames = self._read_exact(chosen)
+            if frames is not None:
+                return frames
+        return self._read_counted(choose, start, end)
+
+    def _usable(self, start: float | None, end: float | None) -> tuple[int, int]:
+        """The half-open range of frames whose times lie in [start, end)."""
+        origin, unit = self._shown_pts[0], self._stream.time_base
+        times = np.array([float((p - origin) * unit) for p in self._shown_pts])
+        return self._range(times, start, end)
+
+    def _range(self, times: np.ndarray, start: float | None, end: float | None) -> tuple[int, int]:
+        # Half a microsecond of slack: times in a text file are rounded.
+        first = 0 if start is None else int(np.searchsorted(times, start - 5e-7))
+        stop = len(times) if end is None else int(np.searchsorted(times, end - 5e-7))
+        if stop <= first:
+            length = times[-1] if len(times) else 0.0
+            raise VideoError(
+                self._path, f"no frame between {start} s and {end} s; the last is at {length:.3f} s"
+            )
+        return first, stop
+
+    def _choose(self, choose: Chooser | Sequence[int], num_frames: int) -> np.ndarray:
+        chosen = np.asarray(choose(num_frames) if callable(choose) else choose, dtype=np.int64)
+        if chosen.ndim != 1 or not chosen.size:
+            raise ValueError(f"Frame indices must be a non-empty vector, got shape {chosen.shape}.")
+        outside = chosen[(chosen < 0) | (chosen >= num_frames)]
+        if outside.size:
+            raise IndexError(
+                f"{self._path}: frame {outside[0]} asked for; usable are 0..{num_frames - 1}."
+            )
+        return chosen
+
+    def _read_exact(self, chosen: np.ndarray) -> np.ndarray | None:
+        """Decodes by packet times; None if the decoder contradicts them."""
+        wanted = {self._shown_pts[i]: i for i in np.unique(chosen)}
+        keys = [
+            k
+            for k, p in enumerate(self._packets)
+            if p.is_keyframe and p.pts is not None and p.pts <= min(wanted)
+        ]
+        starts = dict.fromkeys([keys[-1] if keys else 0, 0])  # the nearest, then the beginning
+        stop = 1 + max(k for k, p in enumerate(self._packets) if p.pts in wanted)
+        for begin in starts:
+            found, last = {}, None
+            for frame in self._decode(self._packets[begin:stop], wanted):
+                if frame.pts is None or (last is not None and frame.pts <= last):
+                    return None
+                last = frame.pts
+                if last in wanted:
+                    found[wanted[last]] = self._to_rgb(frame)
+                    if len(found) == len(wanted):
+                        return self._stack(found, chosen)
+        return None
+
+    def _read_counted(
+        self, choose: Chooser | Sequence[int], start: float | None, end: float | None
+    ) -> np.ndarray:
+        """Counts the frames that decode, in the order in which they come, then decodes again."""
+        count = sum(1 for _ in self._decode(self._packets))
+        if not count:
+            raise VideoError(self._path, "no picture can be decoded")
+        rate = float(self._stream.average_rate or self._stream.guessed_rate or 0)
+        if (start is not None or end is not None) and rate <= 0:
+            raise VideoError(self._path, "has neither usable times nor a frame rate for start/end")
+        first, stop = self._range(np.arange(count) / (rate or 1.0), start, end)
+        chosen = self._choose(choose, stop - first) + first
+        wanted, found = set(chosen.tolist()), {}
+        for i, frame in enumerate(self._decode(self._packets)):
+            if i in wanted:
+                found[i] = self._to_rgb(frame)
+                if len(found) == len(wanted):
+                    break
+        return self._stack(found, chosen)
+
+    def _decode(self, packets: list, wanted: dict | None = None) -> Iterator[av.VideoFrame]:
+        """Yields frames in presentation order; damage anywhere on the way is an error.
+
+        With `wanted`, pictures that are neither wanted nor needed by others may be left out.
+        """
+        codec, skip = self._codec, None
+        codec.flush_buffers()
+        # H.264 alone marks pictures that nothing leans on in a way that can be relied upon.
+        may_skip = wanted is not None and codec.name == "h264"
+        for packet in [*packets, None]:
+            self._guard.check()
+            if may_skip and packet is not None:
+                mode = "DEFAULT" if packet.pts in wanted else "NONREF"
+                if mode != skip:
+                    codec.skip_frame = skip = mode
+            try:
+                frames = codec.decode(packet)
+            except av.error.InvalidDataError:
+                raise VideoError(self._path, "the picture data is damaged") from None
+            for frame in frames:
+                self._guard.check()
+                if frame.is_corrupt:
+                    raise VideoError(self._path, "the picture data is damaged")
+                self._check_size(frame.width, frame.height)
+                yield frame
+        if may_skip:
+            codec.skip_frame = "DEFAULT"
+
+    def _to_rgb(self, frame: av.VideoFrame) -> np.ndarray:
+        rgb = self._converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        return np.rot90(rgb, _quarter_turns(frame))
+
+    def _stack(self, found: dict[int, np.ndarray], chosen: np.ndarray) -> np.ndarray:
+        shapes = {frame.shape for frame in found.values()}
+        if len(shapes) > 1:
+            raise VideoError(self._path, f"the picture size changes: {sorted(shapes)}")
+        return np.stack([found[i] for i in chosen.tolist()])
+
+
+def _moving_stream(container, path: str):
+    """The first video stream that is not an attached picture (cover art)."""
+    streams = [s for s in container.streams.video if not int(s.disposition) & _ATTACHED_PICTURE]
+    if not streams:
+        raise VideoError(path, "holds no video stream")
+    return streams[0]
+
+
+def _quarter_turns(frame: av.VideoFrame) -> int:
+    """Counter-clockwise quarter turns that bring the picture upright; other angles are ignored."""
+    return round(frame.rotation / 90) % 4 if frame.rotation % 90 == 0 else 0
 
 
 def write_video(

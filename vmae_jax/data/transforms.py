@@ -1,0 +1,104 @@
+"""Crops on the host: choose a box as the released loaders do, cut it out, resize it.
+
+Frames stay uint8. Flip and normalisation happen on the device (`ops/preprocess`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+
+class Box(NamedTuple):
+    """A rectangle in pixels; it may reach past the frame (see `multi_scale_crop_box`)."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+def multi_scale_crop_box(
+    height: int,
+    width: int,
+    *,
+    size: tuple[int, int],
+    scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66),
+    rng: np.random.Generator,
+) -> Box:
+    """Draws a crop of one of several sizes at one of 13 fixed places.
+
+    Sides are the short side of the frame times a scale, rounded down; a side within 2 px of the
+    target is set to the target, which can make the box 1-2 px larger than a frame (the cut is then
+    filled with black, as released). Width and height may differ by one place in `scales`: 10 pairs
+    for 4 scales. Places: corners, centre, edge mid-points, quarter points.
+
+    Args:
+      size: (height, width) that the crop will be resized to.
+
+    Source: released VideoMAE multi-scale crop, after that of TSN.
+    """
+    base = min(height, width)
+    sides = [int(base * scale) for scale in scales]
+    heights = [size[0] if abs(side - size[0]) < 3 else side for side in sides]
+    widths = [size[1] if abs(side - size[1]) < 3 else side for side in sides]
+    pairs = [(w, h) for i, h in enumerate(heights) for j, w in enumerate(widths) if abs(i - j) <= 1]
+    crop_w, crop_h = pairs[int(rng.integers(len(pairs)))]
+    step_x, step_y = (width - crop_w) // 4, (height - crop_h) // 4
+    x, y = _PLACES[int(rng.integers(len(_PLACES)))]
+    return Box(x * step_x, y * step_y, crop_w, crop_h)
+
+
+# (x, y) in quarters of the room that the crop leaves.
+_PLACES = (
+    *((0, 0), (4, 0), (0, 4), (4, 4), (2, 2)),
+    *((0, 2), (4, 2), (2, 4), (2, 0)),
+    *((1, 1), (3, 1), (1, 3), (3, 3)),
+)
+
+
+def centre_crop_box(height: int, width: int, *, size: tuple[int, int]) -> Box:
+    """The largest centred box with the aspect of `size` (height, width)."""
+    if height * size[1] <= width * size[0]:
+        crop_h, crop_w = height, max(1, round(height * size[1] / size[0]))
+    else:
+        crop_h, crop_w = max(1, round(width * size[0] / size[1])), width
+    return Box((width - crop_w) // 2, (height - crop_h) // 2, crop_w, crop_h)
+
+
+def crop_resize(frames: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarray:
+    """Cuts one box out of all frames and resizes it.
+
+    Pillow's bilinear filter, which averages when it shrinks (antialiased), on uint8: the kernel of
+    the released pretraining. The cut comes first, so nothing outside the box enters the average.
+
+    Args:
+      frames: uint8 [T, H, W, 3].
+      box: parts outside the frame are black.
+      size: (height, width) of the result.
+
+    Returns:
+      uint8 [T, height, width, 3].
+    """
+    cut = _cut(frames, box)
+    if (box.height, box.width) == tuple(size):
+        return cut
+    out = np.empty((len(frames), *size, 3), np.uint8)
+    for i, frame in enumerate(cut):
+        picture = Image.fromarray(frame)
+        out[i] = np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR))
+    return out
+
+
+def _cut(frames: np.ndarray, box: Box) -> np.ndarray:
+    height, width = frames.shape[1:3]
+    top, left = max(box.top, 0), max(box.left, 0)
+    bottom, right = min(box.top + box.height, height), min(box.left + box.width, width)
+    inside = frames[:, top:bottom, left:right]
+    if inside.shape[1:3] == (box.height, box.width):
+        return np.ascontiguousarray(inside)
+    out = np.zeros((len(frames), box.height, box.width, 3), np.uint8)
+    out[:, top - box.top : bottom - box.top, left - box.left : right - box.left] = inside
+    return out
