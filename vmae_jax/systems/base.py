@@ -1,0 +1,79 @@
+"""What a paper must provide so that the one train step and the one loop can run it."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from vmae_jax.ops.losses import Ratio
+
+Params = Any
+Batch = Mapping[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class ArraySpec:
+    """Shape without the batch axis, and dtype, of one array of a batch."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """A paper's method as pure functions.
+
+    Attributes:
+      name: the system's name in configs.
+      init: `key -> params`, nested dict of float32 arrays.
+      targets: `(frozen, batch, keys) -> batch'`; adds what is to be predicted. Runs inside the
+        jitted step, under `stop_gradient`.
+      loss: `(params, batch', keys, train) -> (Ratio, {name: Ratio})`.
+      batch_spec: arrays of a batch that the system consumes.
+      compute_dtype: dtype of the matrix products.
+      macs: forward multiply-accumulates per clip, by part.
+      train_flops: floating-point operations of one training step per clip (matmuls only, forward
+        and backward, no rematerialisation).
+      init_frozen: `key -> frozen` for a tree that is never trained (a teacher), or None.
+      reconstruct: `(params, batch, keys) -> {label: video}` with videos `[B, T, H, W, C]` float32
+        in [0, 1], for systems whose predictions are pictures; else None.
+    """
+
+    name: str
+    init: Callable[[jax.Array], Params]
+    targets: Callable[[Params, Batch, jax.Array], Batch]
+    loss: Callable[[Params, Batch, jax.Array, bool], tuple[Ratio, dict[str, Ratio]]]
+    batch_spec: Mapping[str, ArraySpec]
+    compute_dtype: str
+    macs: Mapping[str, float]
+    train_flops: float
+    init_frozen: Callable[[jax.Array], Params] | None = None
+    reconstruct: Callable[[Params, Batch, jax.Array], dict[str, jax.Array]] | None = None
+
+
+def clip_keys(key: jax.Array, step: jax.Array, index: jax.Array) -> jax.Array:
+    """One key per clip, from the run's key, the step and the clip's index in its epoch.
+
+    Args:
+      key: typed PRNG key of the run.
+      step: scalar int32.
+      index: int32 [B].
+
+    Returns:
+      typed keys [B]; they depend neither on devices, processes nor batch layout.
+    """
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.fold_in(key, step), index)
+
+
+def compute_copy(params: Params, dtype: str) -> Params:
+    """Casts the matrices of `params` to the compute dtype; vectors keep float32.
+
+    Done once per step, before any gather across devices, so that half the bytes travel.
+    """
+
+    def cast(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        is_matrix = getattr(path[-1], "key", None) == "kernel"
+        return leaf.astype(dtype) if is_matrix else leaf
+
+    return jax.tree_util.tree_map_with_path(cast, params)

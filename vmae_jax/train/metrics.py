@@ -1,0 +1,189 @@
+"""Where the numbers of a run go: JSONL, TensorBoard, W&B if asked for, and the terminal."""
+
+import json
+import math
+import pathlib
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+# Datasheet bf16 peaks in TFLOP/s per chip, by a part of jax's device_kind, more specific first.
+PEAK_TFLOPS = (
+    ("v6 lite", 918.0),
+    ("v6e", 918.0),
+    ("v5 lite", 197.0),
+    ("v5e", 197.0),
+    ("v5p", 459.0),
+    ("TPU v5", 459.0),
+    ("TPU v4", 275.0),
+    ("H200", 989.0),
+    ("H100", 989.0),
+    ("A100", 312.0),
+)
+
+
+def chip_peak_flops(configured_tflops: float) -> float | None:
+    """Peak FLOP/s of one local chip: the configured value, the datasheet's, or None if unknown."""
+    if configured_tflops:
+        return configured_tflops * 1e12
+    kind = jax.local_devices()[0].device_kind
+    return next((peak * 1e12 for name, peak in PEAK_TFLOPS if name in kind), None)
+
+
+def device_memory_gib() -> float | None:
+    """Peak bytes in use on the fullest local device, in GiB; None where it is not reported (CPU)."""
+    peaks = [(d.memory_stats() or {}).get("peak_bytes_in_use") for d in jax.local_devices()]
+    known = [p for p in peaks if p is not None]
+    return max(known) / 2**30 if known else None
+
+
+class Writer:
+    """Writes rows of metrics; silent on all processes but the first."""
+
+    def __init__(
+        self, workdir: str, *, total_steps: int, first_step: int, wandb_project: str = ""
+    ) -> None:
+        """Opens `metrics.jsonl` and the TensorBoard files, dropping rows a lost stretch left behind.
+
+        Args:
+          workdir: folder of the run.
+          total_steps: steps of the whole run, for the progress display.
+          first_step: updates already done; later rows of an earlier process are dropped.
+          wandb_project: W&B project, or "" for none.
+        """
+        self._active = jax.process_index() == 0
+        if not self._active:
+            return
+        folder = pathlib.Path(workdir)
+        self._path = folder / "metrics.jsonl"
+        _drop_rows_after(self._path, first_step)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        self._wandb = _open_wandb(wandb_project, folder) if wandb_project else None
+        self._bar = (
+            tqdm(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True)
+            if sys.stderr.isatty()
+            else None
+        )
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        """Writes one row; `step` is the number of updates done."""
+        if not self._active:
+            return
+        # JSON has no NaN: a non-finite value is written as null.
+        clean = {k: (v if math.isfinite(v) else None) for k, v in row.items()}
+        self._file.write(json.dumps({"step": step, **clean}) + "\n")
+        self._file.flush()
+        for name, value in row.items():
+            self._tensorboard.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(dict(row), step=step)
+        line = "  ".join(f"{k} {_short(row[k])}" for k in _LINE if k in row)
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+            self._bar.set_postfix_str(line)
+        else:
+            logging.info("step %d  %s", step, line)
+
+    def picture(self, name: str, image: np.ndarray, step: int) -> None:
+        """Adds a picture, uint8 [H, W, 3], to TensorBoard."""
+        if self._active:
+            self._tensorboard.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flushes and closes everything."""
+        if not self._active:
+            return
+        self._file.close()
+        self._tensorboard.close()
+        if self._bar is not None:
+            self._bar.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+_LINE = ("loss", "lr", "grad_norm", "step_s", "clips_per_s", "mfu", "data_wait", "eta_s")
+
+
+def _short(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _drop_rows_after(path: pathlib.Path, step: int) -> None:
+    """A killed run may have logged steps that its last checkpoint does not hold; they come again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            logging.warning("%s: dropped a line cut off by a crash: %.80s", path, line)
+            continue
+        if row["step"] <= step:
+            kept.append(line + "\n")
+    partial = path.with_suffix(".tmp")
+    partial.write_text("".join(kept), encoding="utf-8")
+    partial.replace(path)
+
+
+def _open_wandb(project: str, folder: pathlib.Path) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise ImportError(
+            "train.wandb_project is set but wandb is not installed: pip install 'vmae_jax[wandb]', "
+            "or leave the field empty"
+        ) from error
+    return wandb.init(project=project, dir=str(folder), name=folder.name, resume="allow")
+
+
+class Throughput:
+    """Turns step counts and waits since the last log into rates."""
+
+    def __init__(self, *, clips: int, videos: int, train_flops: float, peak_flops: float | None):
+        """Args: clips and videos per step, training FLOPs per clip, one chip's peak FLOP/s or None."""
+        self._clips, self._videos = clips, videos
+        self._flops, self._peak = train_flops, peak_flops
+        self.restart()
+
+    def restart(self) -> None:
+        """Begins a new interval, e.g. after compiling, so that it is not counted."""
+        self._begin, self._steps, self._wait_s = time.perf_counter(), 0, 0.0
+
+    def add(self, wait_s: float) -> None:
+        """Counts one step and the seconds it waited for data."""
+        self._steps += 1
+        self._wait_s += wait_s
+
+    def row(self, steps_left: int) -> dict[str, float]:
+        """Metrics of the interval, which ends here; call after a blocking read of its last step.
+
+        Both rates are given: `clips_per_s` counts every crop, `videos_per_s` decoded videos.
+        """
+        seconds = max(time.perf_counter() - self._begin, 1e-9)
+        steps = max(self._steps, 1)
+        chips = jax.device_count()
+        clips_per_s = self._steps * self._clips / seconds
+        row = {
+            "step_s": seconds / steps,
+            "clips_per_s": clips_per_s,
+            "videos_per_s": self._steps * self._videos / seconds,
+            "clips_per_s_per_chip": clips_per_s / chips,
+            "data_wait": min(self._wait_s / seconds, 1.0),
+            "eta_s": steps_left * seconds / steps,
+        }
+        if self._peak:
+            row["mfu"] = clips_per_s / chips * self._flops / self._peak
+        memory = device_memory_gib()
+        if memory is not None:
+            row["memory_gib"] = memory
+        self.restart()
+        return row

@@ -1,0 +1,72 @@
+"""Mesh and layouts: one table says where every parameter lives."""
+
+import math
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vmae_jax import rules
+
+BATCH_AXES = ("data", "fsdp")
+
+# Stacked blocks have a leading layers axis. The MLP's hidden axis is never split: ViT-g's decoder
+# is 2234 wide there, which no power of two divides.
+SHARDING_RULES = (
+    (r"blocks/.*(qkv|proj|fc1)/kernel$", P(None, "fsdp", None)),
+    (r"blocks/.*fc2/kernel$", P(None, None, "fsdp")),
+    (r"patch_embed/kernel$", P(None, "fsdp")),
+    (r"(head|encoder_to_decoder)/kernel$", P("fsdp", None)),
+    # Vectors are a thousandth of the parameters; gathering them would cost more than they save.
+    (r"(^|/)(bias|q_bias|v_bias|scale|gamma_1|gamma_2|mask_token)$", P()),
+)
+
+
+def make_mesh(fsdp: int, devices: list[jax.Device] | None = None) -> Mesh:
+    """Mesh `("data", "fsdp")` over all devices.
+
+    Args:
+      fsdp: wanted number of devices that share one copy of the parameters. The degree in force is
+        its greatest common divisor with the number of devices.
+      devices: default: all devices of all processes.
+    """
+    devices = jax.devices() if devices is None else devices
+    degree = math.gcd(fsdp, len(devices))
+    # jax.make_mesh defaults to Explicit axes, under which reshapes of sharded batches are refused.
+    return jax.make_mesh(
+        (len(devices) // degree, degree),
+        BATCH_AXES,
+        axis_types=(AxisType.Auto, AxisType.Auto),
+        devices=devices,
+    )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Layout of every array of a batch: the leading axis over all devices."""
+    return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
+    """Layout of a state, or of any tree that holds parameters, by `SHARDING_RULES`.
+
+    Moments and averages carry their parameter's path inside theirs and so get its layout; scalars
+    are replicated.
+
+    Raises:
+      ValueError: a leaf that no rule matches, or an axis that `fsdp` does not divide.
+    """
+
+    def layout(path: str, leaf: Any) -> NamedSharding:
+        if not leaf.shape:
+            return NamedSharding(mesh, P())
+        spec = rules.match(SHARDING_RULES, path, what="sharding rule")
+        for axis, name in enumerate(spec):
+            if name and leaf.shape[axis] % mesh.shape[name]:
+                raise ValueError(
+                    f"{path} of shape {leaf.shape} cannot be split over {mesh.shape[name]} devices "
+                    f"along axis {axis}; choose a mesh.fsdp that divides {leaf.shape[axis]}"
+                )
+        return NamedSharding(mesh, spec)
+
+    return rules.map_with_path(layout, abstract_state)
