@@ -1,0 +1,1 @@
+"""Networks: NNX modules that hold parameters and static numbers, no configs, no losses."""

@@ -1,0 +1,67 @@
+"""Analytic cost of the networks: multiply-accumulates (MACs) of the matmuls, per clip.
+
+Papers print MACs as "FLOPs". Training FLOPs, for utilisation, are counted from these by
+`training_flops`. Compilers' own counts are not used: they count the body of a scan once.
+"""
+
+from vmae_jax.variants import StackSpec
+
+
+def stack_macs(spec: StackSpec, tokens: int) -> int:
+    """Blocks over `tokens` tokens: qkv, scores, weighted values, projection, MLP."""
+    inner = spec.heads * (spec.width // spec.heads)
+    linear = 4 * spec.width * inner + 2 * spec.width * int(spec.width * spec.mlp_ratio)
+    return spec.depth * (tokens * linear + 2 * tokens * tokens * inner)
+
+
+def mae_macs(
+    encoder: StackSpec,
+    decoder: StackSpec,
+    *,
+    visible: int,
+    targets: int,
+    values: int,
+    target_values: int | None = None,
+    embedded: int | None = None,
+) -> dict[str, int]:
+    """Forward MACs of `MaskedAutoencoder` by part.
+
+    Args:
+      visible: V, tokens of the encoder.
+      targets: M, tokens predicted by the decoder.
+      values: P, numbers in a patch.
+      target_values: numbers predicted per token; None: P.
+      embedded: tokens that go through the patch embedding; None: the visible ones, which is what
+        this code does. The papers embed all tokens before dropping the hidden ones.
+
+    Returns:
+      {"patch_embed", "encoder", "encoder_to_decoder", "decoder", "head"} -> MACs of one clip.
+    """
+    embedded = visible if embedded is None else embedded
+    target_values = values if target_values is None else target_values
+    return {
+        "patch_embed": embedded * values * encoder.width,
+        "encoder": stack_macs(encoder, visible),
+        "encoder_to_decoder": visible * encoder.width * decoder.width,
+        "decoder": stack_macs(decoder, visible + targets),
+        "head": targets * decoder.width * target_values,
+    }
+
+
+def classifier_macs(
+    spec: StackSpec, *, tokens: int, values: int, num_classes: int
+) -> dict[str, int]:
+    """Forward MACs of `Classifier` by part, for one view."""
+    return {
+        "patch_embed": tokens * values * spec.width,
+        "encoder": stack_macs(spec, tokens),
+        "head": spec.width * num_classes,
+    }
+
+
+def training_flops(macs: dict[str, int]) -> int:
+    """FLOPs of one training step per clip: 2 per MAC; backward costs twice the forward.
+
+    Except for the patch embedding, whose input needs no gradient. Recomputation is not counted.
+    """
+    return 6 * sum(macs.values()) - 2 * macs["patch_embed"]

@@ -1,0 +1,225 @@
+"""Layers of one transformer block. Parameters are float32; `dtype` is the dtype of the arithmetic.
+
+Activations that the named remat policy may keep are marked with `checkpoint_name`.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from vmae_jax.models import init
+from vmae_jax.ops.attention import IMPLEMENTATIONS, attention, cosine_queries_keys
+from vmae_jax.ops.drop_path import drop_path
+
+REMAT_POLICIES = ("none", "named", "full")
+SAVED_NAMES = ("qkv", "context", "attn_out", "mlp_hidden", "mlp_out")
+
+
+@dataclasses.dataclass(frozen=True)
+class StackOptions:
+    """How the blocks of a stack are built and run. The defaults are the released VideoMAE's.
+
+    Attributes:
+      qkv_bias: learn q_bias and v_bias (a key bias is always zero: softmax does not see it).
+      qk_scale: factor on the scores; None: head_dim ** -0.5.
+      cosine_attention: L2-normalised q and k with a learned scale per head.
+      layer_scale: initial value of gamma_1 and gamma_2; 0: they do not exist.
+      eps: epsilon of every LayerNorm.
+      gelu: "exact" (erf) or "tanh" (faster on TPUs, other numbers).
+      drop_path: rate at the last block, 0 at the first, linear between.
+      kernel_init: "xavier" (pretraining) or "normal" (fine-tuning).
+      attention: implementation, see ops/attention.py; resolved, not "auto".
+      dtype: compute dtype, "bfloat16" or "float32".
+      remat: "none", "named" (keeps matmul and attention outputs), "full" (keeps block inputs).
+      scan: one compiled block for all; False unrolls: faster for small models, slow to compile.
+    """
+
+    qkv_bias: bool = True
+    qk_scale: float | None = None
+    cosine_attention: bool = False
+    layer_scale: float = 0.0
+    eps: float = 1e-6
+    gelu: str = "exact"
+    drop_path: float = 0.0
+    kernel_init: str = "xavier"
+    attention: str = "xla"
+    dtype: str = "float32"
+    remat: str = "named"
+    scan: bool = True
+
+    def __post_init__(self):
+        choices = {
+            "gelu": ("exact", "tanh"),
+            "kernel_init": tuple(init.KERNEL_INITS),
+            "attention": IMPLEMENTATIONS,
+            "dtype": ("bfloat16", "float32"),
+            "remat": REMAT_POLICIES,
+        }
+        for name, good in choices.items():
+            if getattr(self, name) not in good:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r}; choose one of {', '.join(good)}"
+                    + (" (choose_attention resolves 'auto')" if name == "attention" else "")
+                )
+        if not 0.0 <= self.drop_path < 1.0:
+            raise ValueError(f"drop_path={self.drop_path} must lie in [0, 1)")
+        if self.cosine_attention and self.qk_scale is not None:
+            raise ValueError("cosine attention learns its scale; leave qk_scale at None")
+
+
+class Linear(nnx.Module):
+    """x @ kernel [in, out] (+ bias [out])."""
+
+    def __init__(
+        self,
+        width_in: int,
+        width_out: int,
+        *,
+        kernel_init: init.Initializer,
+        bias_init: init.Initializer | None = init.zeros,
+        dtype: str,
+        rngs: nnx.Rngs,
+    ):
+        self.kernel = nnx.Param(kernel_init(rngs.params(), (width_in, width_out)))
+        if bias_init is not None:
+            self.bias = nnx.Param(bias_init(rngs.params(), (width_out,)))
+        self.has_bias = bias_init is not None
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
+        return y + self.bias[...].astype(self.dtype) if self.has_bias else y
+
+
+class LayerNorm(nnx.Module):
+    """LayerNorm over the last axis; statistics and arithmetic in float32, result in `dtype`."""
+
+    def __init__(self, width: int, *, eps: float, dtype: str):
+        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
+        self.eps = eps
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.float32)
+        x = x - x.mean(axis=-1, keepdims=True)
+        variance = jnp.square(x).mean(axis=-1, keepdims=True)
+        x = x * jax.lax.rsqrt(variance + self.eps)
+        x = x * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)
+        return x.astype(self.dtype)
+
+
+class QKV(nnx.Module):
+    """The fused projection: one kernel [D, 3*heads*head_dim], q then k then v."""
+
+    def __init__(self, width: int, inner: int, *, kernel_init: init.Initializer, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(kernel_init(rngs.params(), (width, 3 * inner)))
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention with separate q and v biases.
+
+    As released, head_dim = width // heads also where heads do not divide the width; the inner
+    width is then heads * head_dim.
+    """
+
+    def __init__(self, width: int, heads: int, options: StackOptions, *, rngs: nnx.Rngs):
+        if not 1 <= heads <= width:
+            raise ValueError(f"{heads} heads do not fit a width of {width}")
+        self.heads, self.head_dim = heads, width // heads
+        inner = self.heads * self.head_dim
+        kernel_init = init.KERNEL_INITS[options.kernel_init]
+        self.qkv = QKV(width, inner, kernel_init=kernel_init, rngs=rngs)
+        if options.qkv_bias:
+            self.q_bias = nnx.Param(jnp.zeros((inner,), jnp.float32))
+            self.v_bias = nnx.Param(jnp.zeros((inner,), jnp.float32))
+        if options.cosine_attention:
+            self.scale = nnx.Param(jnp.full((heads,), math.log(10.0), jnp.float32))
+        self.proj = Linear(inner, width, kernel_init=kernel_init, dtype=options.dtype, rngs=rngs)
+        self.options = options
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        q, k, v = self._project(x)
+        options = self.options
+        if options.cosine_attention:
+            q, k = cosine_queries_keys(q, k, self.scale[...])
+            scale = 1.0
+        elif options.qk_scale:  # 0 means the default, as in the released code
+            scale = options.qk_scale
+        else:
+            scale = self.head_dim**-0.5
+        context = attention(q, k, v, scale=scale, impl=options.attention)
+        context = checkpoint_name(context, "context")
+        batch, tokens = x.shape[:2]
+        return checkpoint_name(self.proj(context.reshape(batch, tokens, -1)), "attn_out")
+
+    def _project(self, x: jax.Array) -> list[jax.Array]:
+        # Three matmuls rather than one and a split: each result gets the layout attention wants.
+        dtype = self.options.dtype
+        kernels = jnp.split(self.qkv.kernel[...].astype(dtype), 3, axis=1)
+        biases = [None, None, None]
+        if self.options.qkv_bias:
+            biases = [self.q_bias[...], None, self.v_bias[...]]
+        projected = []
+        for kernel, bias in zip(kernels, biases, strict=True):
+            y = x.astype(dtype) @ kernel
+            y = y if bias is None else y + bias.astype(dtype)
+            y = y.reshape(*x.shape[:2], self.heads, self.head_dim)
+            projected.append(checkpoint_name(y, "qkv"))
+        return projected
+
+
+class Mlp(nnx.Module):
+    """Linear, GELU, Linear."""
+
+    def __init__(self, width: int, hidden: int, options: StackOptions, *, rngs: nnx.Rngs):
+        kernel_init = init.KERNEL_INITS[options.kernel_init]
+        common = {"kernel_init": kernel_init, "dtype": options.dtype, "rngs": rngs}
+        self.fc1 = Linear(width, hidden, **common)
+        self.fc2 = Linear(hidden, width, **common)
+        self.tanh_gelu = options.gelu == "tanh"
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        hidden = checkpoint_name(self.fc1(x), "mlp_hidden")
+        hidden = jax.nn.gelu(hidden, approximate=self.tanh_gelu)
+        return checkpoint_name(self.fc2(hidden), "mlp_out")
+
+
+class Block(nnx.Module):
+    """Pre-norm transformer block: x += gamma_1 * attn(norm1(x)); x += gamma_2 * mlp(norm2(x))."""
+
+    def __init__(
+        self, width: int, heads: int, mlp_ratio: float, options: StackOptions, *, rngs: nnx.Rngs
+    ):
+        self.norm1 = LayerNorm(width, eps=options.eps, dtype=options.dtype)
+        self.attn = Attention(width, heads, options, rngs=rngs)
+        self.norm2 = LayerNorm(width, eps=options.eps, dtype=options.dtype)
+        # int() truncates, as released: 512 * 48/11 -> 2234.
+        self.mlp = Mlp(width, int(width * mlp_ratio), options, rngs=rngs)
+        self.layer_scale = options.layer_scale > 0
+        if self.layer_scale:
+            self.gamma_1 = nnx.Param(jnp.full((width,), options.layer_scale, jnp.float32))
+            self.gamma_2 = nnx.Param(jnp.full((width,), options.layer_scale, jnp.float32))
+
+    def __call__(
+        self, x: jax.Array, *, rate: jax.Array | None = None, keys: jax.Array | None = None
+    ) -> jax.Array:
+        """x [B, N, D]; `rate` (scalar) and `keys` [B] switch stochastic depth on."""
+        attn = self.attn(self.norm1(x))
+        if self.layer_scale:
+            attn = attn * self.gamma_1[...].astype(attn.dtype)
+        x = x + self._dropped(attn, rate, keys, 0)
+        mlp = self.mlp(self.norm2(x))
+        if self.layer_scale:
+            mlp = mlp * self.gamma_2[...].astype(mlp.dtype)
+        return x + self._dropped(mlp, rate, keys, 1)
+
+    @staticmethod
+    def _dropped(branch, rate, keys, which):
+        if keys is None:
+            return branch
+        return drop_path(branch, jax.vmap(lambda key: jax.random.fold_in(key, which))(keys), rate)

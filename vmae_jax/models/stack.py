@@ -1,0 +1,87 @@
+"""A stack of equal blocks: parameters on a leading `layers` axis, run by scan or unrolled."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import AxisType, PartitionSpec
+
+from vmae_jax.models.layers import SAVED_NAMES, Block, StackOptions
+from vmae_jax.ops.drop_path import drop_path_rates
+from vmae_jax.variants import StackSpec
+
+
+def build_stack(spec: StackSpec, options: StackOptions, *, rngs: nnx.Rngs) -> Block:
+    """One `Block` whose parameters are those of `spec.depth` blocks, each [depth, ...].
+
+    It is a container: call it through `run_stack` only.
+    """
+    if spec.depth < 1:
+        raise ValueError(f"a stack needs at least one block, got depth={spec.depth}")
+
+    def build(key: jax.Array) -> Block:
+        return Block(spec.width, spec.heads, spec.mlp_ratio, options, rngs=nnx.Rngs(params=key))
+
+    keys = jax.random.split(rngs.params(), spec.depth)
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: build(jax.random.key(0))))
+    return nnx.merge(graphdef, jax.vmap(lambda key: nnx.state(build(key)))(keys))
+
+
+def run_stack(
+    blocks: Block, x: jax.Array, options: StackOptions, *, keys: jax.Array | None = None
+) -> jax.Array:
+    """Runs the blocks of `build_stack` one after the other.
+
+    Args:
+      blocks: from `build_stack` with the same options.
+      x: [B, N, D].
+      keys: typed PRNG keys [B], one per clip, for stochastic depth; None: evaluation mode.
+
+    Returns:
+      [B, N, D].
+    """
+    graphdef, params = nnx.split(blocks)
+    depth = jax.tree.leaves(params)[0].shape[0]
+    dropping = keys is not None and options.drop_path > 0
+    rates = jnp.asarray(drop_path_rates(options.drop_path, depth))
+
+    def body(x, layer):
+        params, rate, index = layer
+        block = nnx.merge(graphdef, gathered(params))
+        if not dropping:
+            return block(x), None
+        layer_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
+        return block(x, rate=rate, keys=layer_keys), None
+
+    body = _with_remat(body, options)
+    layers = (params, rates, jnp.arange(depth))
+    if options.scan:
+        return jax.lax.scan(body, x, layers)[0]
+    for i in range(depth):
+        x, _ = body(x, jax.tree.map(lambda leaf, i=i: leaf[i], layers))
+    return x
+
+
+def gathered(params):
+    """Asks for replicated copies of sharded parameters, if a mesh is set.
+
+    An explicit all-gather of one layer; left alone, the TPU compiler turns matmuls with sharded
+    weights into windowed loops, which are slower and compile much longer.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or any(kind != AxisType.Auto for kind in mesh.axis_types):
+        return params
+    replicated = PartitionSpec()
+    return jax.tree.map(lambda p: jax.lax.with_sharding_constraint(p, replicated), params)
+
+
+def _with_remat(body, options: StackOptions):
+    if options.remat == "none":
+        return body
+    # Inside scan the loop itself keeps XLA from undoing the recomputation.
+    checkpoint = functools.partial(jax.checkpoint, prevent_cse=not options.scan)
+    if options.remat == "full":
+        return checkpoint(body)
+    policy = jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)
+    return checkpoint(body, policy=policy)

@@ -1,0 +1,199 @@
+"""Vision transformer over tubelets: the encoder of every VideoMAE and the classifier on top."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vmae_jax.models import init
+from vmae_jax.models.layers import LayerNorm, Linear, StackOptions
+from vmae_jax.models.stack import build_stack, run_stack
+from vmae_jax.ops.patches import Grid, Tubelet
+from vmae_jax.ops.pos_embed import sincos_table
+from vmae_jax.variants import StackSpec
+
+POOLINGS = ("mean", "first")
+
+
+def patch_values(tubelet: Tubelet, channels: int) -> int:
+    """P, the numbers in one patch."""
+    return tubelet[0] * tubelet[1] * tubelet[2] * channels
+
+
+def stream(keys: jax.Array | None, which: int) -> jax.Array | None:
+    """Independent keys [B] for one use of the keys [B] of a batch; None stays None."""
+    if keys is None:
+        return None
+    return jax.vmap(lambda key: jax.random.fold_in(key, which))(keys)
+
+
+def add_positions(tokens: jax.Array, table: jax.Array, idx: jax.Array | None) -> jax.Array:
+    """Adds rows of a float32 table [N, D] to tokens [B, K, D]; the sum is taken in float32.
+
+    Args:
+      idx: int32 [B, K], position of each token; None: the tokens are all N, in raster order.
+    """
+    table = jnp.asarray(table, jnp.float32)
+    rows = table if idx is None else table.at[idx].get(mode="promise_in_bounds")
+    return (tokens.astype(jnp.float32) + rows).astype(tokens.dtype)
+
+
+class ViTEncoder(nnx.Module):
+    """Patch vectors -> tokens, for the tokens that it is given and no others.
+
+    Args:
+      spec: size of the stack.
+      options: how its blocks are built and run.
+      values: P, the numbers in a patch (`patch_values`).
+      final_norm: end with a LayerNorm.
+      learned_positions: None for the fixed sinusoid; else N, for a table [N, D] that starts at zero
+        and, as in the released code, receives no gradient.
+    """
+
+    def __init__(
+        self,
+        spec: StackSpec,
+        options: StackOptions,
+        *,
+        values: int,
+        final_norm: bool = True,
+        learned_positions: int | None = None,
+        rngs: nnx.Rngs,
+    ):
+        uniform = functools.partial(init.torch_uniform, fan_in=values)
+        self.patch_embed = Linear(
+            values,
+            spec.width,
+            kernel_init=uniform,
+            bias_init=uniform,
+            dtype=options.dtype,
+            rngs=rngs,
+        )
+        self.learned_positions = learned_positions is not None
+        if learned_positions is not None:
+            self.pos_embed = nnx.Param(jnp.zeros((learned_positions, spec.width), jnp.float32))
+        self.blocks = build_stack(spec, options, rngs=rngs)
+        self.final_norm = final_norm
+        if final_norm:
+            self.norm = LayerNorm(spec.width, eps=options.eps, dtype=options.dtype)
+        self.values, self.width, self.options = values, spec.width, options
+
+    def __call__(
+        self,
+        patches: jax.Array,
+        idx: jax.Array | None = None,
+        *,
+        grid: Grid,
+        keys: jax.Array | None = None,
+    ) -> jax.Array:
+        """Encodes some or all tokens.
+
+        Args:
+          patches: normalised patch vectors [B, K, P].
+          idx: int32 [B, K], their positions in the grid; None: all N in raster order.
+          grid: tokens along (time, height, width) of the whole clip; static.
+          keys: typed PRNG keys [B] for stochastic depth; None: evaluation mode.
+
+        Returns:
+          [B, K, D] in the compute dtype.
+        """
+        num_tokens = grid[0] * grid[1] * grid[2]
+        if patches.ndim != 3 or patches.shape[-1] != self.values:
+            raise ValueError(f"expected patches [B, K, {self.values}], got {patches.shape}")
+        if idx is None and patches.shape[1] != num_tokens:
+            raise ValueError(
+                f"{patches.shape[1]} patches a clip for a grid {tuple(grid)} of {num_tokens}; "
+                "give idx where only some are encoded"
+            )
+        x = self.patch_embed(patches)
+        x = add_positions(x, self._table(num_tokens), idx)
+        x = run_stack(self.blocks, x, self.options, keys=keys)
+        return self.norm(x) if self.final_norm else x
+
+    def _table(self, num_tokens: int):
+        if not self.learned_positions:
+            return sincos_table(num_tokens, self.width)
+        table = self.pos_embed[...]
+        if table.shape[0] != num_tokens:
+            raise ValueError(
+                f"the learned table has {table.shape[0]} positions, the clip {num_tokens}"
+            )
+        return jax.lax.stop_gradient(table)
+
+
+class Classifier(nnx.Module):
+    """Encoder over all tokens, pooling, linear head.
+
+    Args:
+      pooling: "mean": mean over the tokens, then `fc_norm`, no final norm in the encoder;
+        "first": final norm, then token 0 (a patch like any other: there is no class token).
+      num_classes: 0 for no head: pooled features are returned.
+      init_scale: factor on the head's initial kernel.
+      head_dropout: rate of the dropout before the head.
+
+    Source: VideoMAE's and VideoMAE V2's released fine-tuning models.
+    """
+
+    def __init__(
+        self,
+        spec: StackSpec,
+        options: StackOptions,
+        *,
+        values: int,
+        num_classes: int,
+        pooling: str = "mean",
+        init_scale: float = 0.001,
+        head_dropout: float = 0.0,
+        learned_positions: int | None = None,
+        rngs: nnx.Rngs,
+    ):
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling={pooling!r}; choose one of {', '.join(POOLINGS)}")
+        if not 0.0 <= head_dropout < 1.0:
+            raise ValueError(f"head_dropout={head_dropout} must lie in [0, 1)")
+        self.encoder = ViTEncoder(
+            spec,
+            options,
+            values=values,
+            final_norm=pooling == "first",
+            learned_positions=learned_positions,
+            rngs=rngs,
+        )
+        if pooling == "mean":
+            self.fc_norm = LayerNorm(spec.width, eps=options.eps, dtype=options.dtype)
+        self.has_head = num_classes > 0
+        if self.has_head:
+            self.head = Linear(
+                spec.width,
+                num_classes,
+                kernel_init=lambda key, shape: init_scale * init.normal_002(key, shape),
+                dtype=options.dtype,
+                rngs=rngs,
+            )
+        self.pooling, self.head_dropout = pooling, head_dropout
+
+    def __call__(
+        self, patches: jax.Array, *, grid: Grid, keys: jax.Array | None = None
+    ) -> jax.Array:
+        """Logits [B, num_classes] in float32 for normalised patches [B, N, P]."""
+        pooled = self.features(patches, grid=grid, keys=stream(keys, 0))
+        pooled = self._dropout(pooled, stream(keys, 1))
+        logits = self.head(pooled) if self.has_head else pooled
+        return logits.astype(jnp.float32)
+
+    def features(
+        self, patches: jax.Array, *, grid: Grid, keys: jax.Array | None = None
+    ) -> jax.Array:
+        """Pooled features [B, D], the input of the head."""
+        tokens = self.encoder(patches, grid=grid, keys=keys)
+        if self.pooling == "first":
+            return tokens[:, 0]
+        return self.fc_norm(tokens.astype(jnp.float32).mean(axis=1))
+
+    def _dropout(self, pooled, keys):
+        if keys is None or self.head_dropout == 0.0:
+            return pooled
+        keep = 1.0 - self.head_dropout
+        kept = jax.vmap(lambda key: jax.random.bernoulli(key, keep, pooled.shape[1:]))(keys)
+        return jnp.where(kept, pooled / keep, 0.0).astype(pooled.dtype)

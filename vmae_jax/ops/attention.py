@@ -1,0 +1,213 @@
+"""The one entry point to attention, and the rule that picks an implementation for a stack.
+
+q, k, v are [B, N, heads, head_dim]; attention is bidirectional over all N tokens of a clip.
+Implementations:
+  xla      matmuls and scores in the compute dtype, softmax arithmetic in float32.
+  xla_f32  everything in float32 at the highest matmul precision; the reference for parity.
+  cudnn    fused kernel on NVIDIA GPUs (bfloat16 or float16), asked for by name because JAX's
+           default never selects it; head sizes that are multiples of 8 need no padding.
+  splash   fused Pallas kernel on TPUs with a fused backward pass; pads the tokens to the block
+           size, never the head.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec
+
+IMPLEMENTATIONS = ("xla", "xla_f32", "cudnn", "splash")
+STACKS = ("encoder", "decoder")
+
+
+def choose_attention(impl: str, *, stack: str, platform: str, dtype: str) -> str:
+    """Resolves "auto" and checks an explicit choice against the machine.
+
+    Args:
+      impl: "auto" or one of IMPLEMENTATIONS.
+      stack: "encoder" (100-200 tokens) or "decoder" (1000-2000).
+      platform: "cpu", "gpu" or "tpu", as `jax.default_backend()` names it.
+      dtype: compute dtype, e.g. "bfloat16".
+
+    Returns:
+      one of IMPLEMENTATIONS.
+
+    Raises:
+      ValueError: unknown names, or an implementation that cannot run there.
+    """
+    if stack not in STACKS:
+        raise ValueError(f"unknown stack {stack!r}; choose one of {', '.join(STACKS)}")
+    platform = {"cuda": "gpu", "rocm": "gpu"}.get(platform, platform)
+    half = str(dtype) in ("bfloat16", "float16")
+    if impl == "auto":
+        if platform == "gpu" and half:
+            return "cudnn"
+        # On TPUs the scores of a short encoder sequence are cheaper than a kernel's padding.
+        if platform == "tpu" and stack == "decoder":
+            return "splash"
+        return "xla"
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"unknown attention {impl!r}; choose auto or one of {', '.join(IMPLEMENTATIONS)}"
+        )
+    if impl == "cudnn" and not (platform == "gpu" and half):
+        raise ValueError(
+            f"attention 'cudnn' needs a GPU and bfloat16 or float16, got {platform} and {dtype}; "
+            "use 'auto'"
+        )
+    if impl == "splash" and platform != "tpu":
+        raise ValueError(f"attention 'splash' needs a TPU, got {platform}; use 'auto'")
+    return impl
+
+
+def attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, scale: float, impl: str = "xla"
+) -> jax.Array:
+    """softmax(scale * q k^T) v over all tokens of each clip.
+
+    Args:
+      q, k, v: [B, N, heads, head_dim] of one dtype.
+      scale: static factor on the scores, usually head_dim ** -0.5.
+      impl: a concrete implementation; resolve "auto" with `choose_attention` first.
+
+    Returns:
+      [B, N, heads, head_dim], dtype of q.
+    """
+    if q.ndim != 4 or not q.shape == k.shape == v.shape:
+        raise ValueError(
+            f"expected q, k, v of one shape [B, N, heads, head_dim], got {q.shape}, {k.shape}, "
+            f"{v.shape}"
+        )
+    if impl == "xla":
+        return _xla(q, k, v, scale, precision=None)
+    if impl == "xla_f32":
+        full = (x.astype(jnp.float32) for x in (q, k, v))
+        return _xla(*full, scale, precision=jax.lax.Precision.HIGHEST).astype(q.dtype)
+    if impl == "cudnn":
+        return jax.nn.dot_product_attention(q, k, v, scale=scale, implementation="cudnn")
+    if impl == "splash":
+        return splash(q, k, v, scale=scale)
+    raise ValueError(
+        f"unknown attention {impl!r}; choose one of {', '.join(IMPLEMENTATIONS)}"
+        + (" (resolve 'auto' with choose_attention)" if impl == "auto" else "")
+    )
+
+
+def cosine_queries_keys(
+    q: jax.Array, k: jax.Array, log_scale: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """q and k for cosine attention; pass them to `attention` with scale=1.
+
+    Args:
+      q, k: [B, N, heads, head_dim].
+      log_scale: [heads], learned; clamped at 4.6052 (about ln 100) and exponentiated.
+
+    Source: VideoMAE V2's released code (off in every published model).
+    """
+    factor = jnp.exp(jnp.minimum(log_scale.astype(jnp.float32), 4.6052))
+    return (_unit(q) * factor[:, None]).astype(q.dtype), _unit(k).astype(k.dtype)
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    """Divides by the L2 norm over the last axis, or by 1e-12 if that is larger; float32."""
+    x = x.astype(jnp.float32)
+    square = jnp.sum(x * x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
+
+
+def _xla(q, k, v, scale, *, precision):
+    # Scores stay in the compute dtype: they are the largest tensor of a decoder and bound by HBM.
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q * scale, k, precision=precision)
+    return jnp.einsum("bhqk,bkhd->bqhd", _softmax(scores), v, precision=precision)
+
+
+@jax.custom_vjp
+def _softmax(scores: jax.Array) -> jax.Array:
+    """Softmax over the last axis: arithmetic in float32, result and residual in the input dtype."""
+    return jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(scores.dtype)
+
+
+def _softmax_fwd(scores):
+    probs = _softmax(scores)
+    return probs, probs
+
+
+def _softmax_bwd(probs, grad):
+    dtype = probs.dtype
+    probs, grad = probs.astype(jnp.float32), grad.astype(jnp.float32)
+    product = probs * grad
+    return ((product - probs * product.sum(axis=-1, keepdims=True)).astype(dtype),)
+
+
+_softmax.defvjp(_softmax_fwd, _softmax_bwd)
+
+
+_LANES = 128  # splash works on multiples of a TPU vector register's lanes
+_MAX_BLOCK = 1024  # scores of one block: 1024 * 1024 float32 = 4 MiB of 16 MiB scoped VMEM
+
+
+def splash_block(num_tokens: int) -> tuple[int, int]:
+    """(padded length, block) for `num_tokens`: few blocks, little padding.
+
+    The block is the padded length where that fits on the chip, else the largest part of it.
+    """
+    lanes = -(-num_tokens // _LANES)
+    blocks = -(-lanes * _LANES // _MAX_BLOCK)
+    block = -(-lanes // blocks) * _LANES
+    return block * blocks, block
+
+
+def splash(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, scale: float, interpret: bool = False
+) -> jax.Array:
+    """TPU splash attention; under a mesh each device runs the kernel on its own clips.
+
+    Args:
+      interpret: run the kernel's program in plain JAX on any machine (slow; for tests).
+    """
+    local = functools.partial(_splash_local, scale=scale, interpret=interpret)
+    mesh = jax.sharding.get_abstract_mesh()
+    auto = tuple(
+        name
+        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        if kind == AxisType.Auto
+    )
+    if not auto:  # no mesh, or already inside shard_map
+        return local(q, k, v)
+    # Every mesh axis carries batch in this house. The kernel does not annotate varying axes.
+    spec = PartitionSpec(auto)
+    return jax.shard_map(local, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)(q, k, v)
+
+
+def _splash_local(q, k, v, *, scale, interpret):
+    # Imported here: the module is experimental and only TPU runs need it.
+    from jax.experimental.pallas.ops.tpu import splash_attention as lib
+
+    tokens, heads = q.shape[1:3]
+    padded, block = splash_block(tokens)
+    sizes = lib.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_kv_compute=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=block,
+        use_fused_bwd_kernel=True,
+    )
+    mask = lib.MultiHeadMask([lib.FullMask((padded, padded))] * heads)
+    kernel = lib.make_splash_mha(
+        mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
+    )
+    segments = None
+    if padded != tokens:
+        # Padding is a segment of its own: real tokens never attend to it, nor it to them.
+        segment = (jnp.arange(padded) >= tokens).astype(jnp.int32)
+        segments = lib.SegmentIds(q=segment, kv=segment)
+
+    def prepare(x):
+        x = jnp.moveaxis(x, 1, 2)  # [B, heads, N, head_dim]
+        return jnp.pad(x, ((0, 0), (0, 0), (0, padded - tokens), (0, 0)))
+
+    run = jax.vmap(functools.partial(kernel, segment_ids=segments))
+    out = run(prepare(q * jnp.asarray(scale, q.dtype)), prepare(k), prepare(v))
+    return jnp.moveaxis(out[:, :, :tokens], 2, 1)
