@@ -1,7 +1,7 @@
 """Package metadata: what vmae_jax is, which Pythons it runs on, and what it needs.
 
-Bounds here are ranges that work together; the exact, hash-pinned sets that CI and `make` install are in
-`requirements/`. The accelerator wheels are extras, since a machine needs exactly one of them.
+Bounds here are ranges that work together; the exact, hash-pinned sets that CI and `make` install
+are in `requirements/`. The accelerator wheels are extras: a machine needs exactly one of them.
 """
 
 import ast
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent
 
 
 def read_version() -> str:
-    """Returns `__version__` from the package's source; importing it could need what we are about to install."""
+    """Returns `__version__` from the source: an import could need what is not installed yet."""
     source = (ROOT / "vmae_jax" / "__init__.py").read_text(encoding="utf-8")
     for node in ast.parse(source).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "__version__":
@@ -57,12 +57,12 @@ TEST = [
 ]
 
 EXTRAS = {
-    # NVIDIA, with the CUDA libraries from wheels. CUDA 13 needs driver 580 or newer; older drivers take cuda12.
+    # NVIDIA, CUDA libraries included. CUDA 13 needs driver 580 or newer; older drivers take cuda12.
     "cuda": ["jax[cuda13]"],
     "cuda12": ["jax[cuda12]"],
     "tpu": ["jax[tpu]"],
     "test": TEST,
-    # Reads released PyTorch files, in a process of its own. 2.6 is the first release whose weights_only is sound.
+    # Reads released PyTorch files, in a process of its own. Before 2.6, weights_only was unsafe.
     "convert": ["torch>=2.6"],
     "prepare": ["apache-beam>=2.65"],
     "wandb": ["wandb>=0.18"],
