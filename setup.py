@@ -64,6 +64,8 @@ EXTRAS = {
     "test": TEST,
     # Reads released PyTorch files, in a process of its own. Before 2.6, weights_only was unsafe.
     "convert": ["torch>=2.6"],
+    # The same work in PyTorch, for the figures in benchmarks/.
+    "bench": ["torch>=2.6", "transformers>=4.46"],
     "prepare": ["apache-beam>=2.65"],
     "wandb": ["wandb>=0.18"],
     "notebooks": ["ipywidgets>=8.1", "jupyterlab>=4.2", "matplotlib>=3.9", "nbclient>=0.10"],

@@ -57,11 +57,13 @@ def test_files_are_h264_and_hold_what_was_drawn(folder):
 
 
 def test_videos_differ_in_size_rate_and_length():
-    drawn = [draw_video(index, seed=0) for index in range(0, 80, 2)]
-    assert {(f.shape[2], f.shape[1]) for f, _ in drawn} == set(SIZES)
-    assert {fps for _, fps in drawn} == set(FRAME_RATES)
-    lengths = {len(f) for f, _ in drawn}
-    assert min(lengths) >= NUM_FRAMES[0] and max(lengths) <= NUM_FRAMES[1] and len(lengths) > 10
+    scenes = [
+        moving_shapes._draw_scene(index, np.random.default_rng([0, index])) for index in range(80)
+    ]
+    assert {scene.size for scene in scenes} == set(SIZES)
+    assert {scene.fps for scene in scenes} == set(FRAME_RATES)
+    lengths = {scene.num_frames for scene in scenes}
+    assert NUM_FRAMES[0] <= min(lengths) < max(lengths) <= NUM_FRAMES[1]
 
 
 def test_drawings_depend_on_seed_and_number_only():
