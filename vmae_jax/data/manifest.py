@@ -214,7 +214,7 @@ class _Place:
 
 
 def _guess_style(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in text.split("\n") if line.strip()]
     if lines and "path" in [field.strip().strip('"') for field in lines[0].split(",")]:
         return "csv"
 
@@ -227,7 +227,7 @@ def _guess_style(text: str) -> str:
 
 def _read_lines(text: str, place: _Place, parse) -> list[tuple]:
     rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # names may hold odd characters
         if line.strip():
             rows.append((*parse(line.rstrip(), number, place), number))
     return rows

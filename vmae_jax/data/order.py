@@ -39,8 +39,8 @@ class Order:
             raise ValueError(f"The seed must lie in 0..2**64-1, got {self.seed}.")
         if self.steps_per_epoch == 0:
             raise ValueError(
-                f"{self.num_videos} videos do not fill one batch of {self.batch_videos}; add videos "
-                f"or set the batch to at most {self.num_videos} videos."
+                f"{self.num_videos} videos do not fill one batch of {self.batch_videos} videos; "
+                "add videos or lower the batch."
             )
 
     @property

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -55,6 +56,9 @@ class Limits:
     timeout_s: float = 60.0
 
 
+DEFAULT_LIMITS = Limits()
+
+
 @dataclass(frozen=True)
 class VideoInfo:
     """What a file holds, found by listing its packets.
@@ -80,10 +84,12 @@ class VideoInfo:
 Chooser = Callable[[int], Sequence[int]]
 
 
-def read_bytes(path: str | Path, limits: Limits = Limits()) -> bytes:
+def read_bytes(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> bytes:
     """Reads a file whole, at most `limits.max_bytes`."""
     path = str(path)
     try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):  # opening a pipe or device may never return
+            raise VideoError(path, "not a regular file")
         with Path(path).open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             data = b"" if size > limits.max_bytes else file.read(limits.max_bytes + 1)
@@ -100,7 +106,7 @@ def read_bytes(path: str | Path, limits: Limits = Limits()) -> bytes:
 
 def probe(
     source: str | Path | bytes,
-    limits: Limits = Limits(),
+    limits: Limits = DEFAULT_LIMITS,
     *,
     name: str | None = None,
 ) -> VideoInfo:
@@ -121,7 +127,7 @@ def probe(
 def read_frames(
     source: str | Path | bytes,
     choose: Chooser | Sequence[int],
-    limits: Limits = Limits(),
+    limits: Limits = DEFAULT_LIMITS,
     *,
     start: float | None = None,
     end: float | None = None,
@@ -195,6 +201,7 @@ def _opened(source: str | Path | bytes, limits: Limits, name: str | None) -> Ite
         with av.open(
             guard,
             mode="r",
+            metadata_errors="replace",
             buffer_size=_BUFFER_BYTES,
             io_open=refuse,
             container_options={"format_whitelist": ",".join(FORMATS)},

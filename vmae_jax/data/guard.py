@@ -1,0 +1,113 @@
+"""Bounds what a stuck or crashed decoder can do to a run.
+
+Time limits inside `video` cover everything but a call into C that never returns, or a read from a
+dead file system. For these each worker keeps a *notice*, a small file mapped into memory that says
+which clip it is at and since when, and a thread that ends the process when a clip takes too long or
+when the main process is gone. The main process reads the notices to name the clip.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import struct
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+EXIT_STUCK = 75
+_LAYOUT = struct.Struct("<qdi")  # process id, start of the clip (0: idle), bytes in the path
+_SIZE = 4096
+_POLL_S = 0.25
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What a worker is at. `seconds` is None while it is between clips."""
+
+    worker: int
+    pid: int
+    path: str
+    seconds: float | None
+
+
+class Guard:
+    """Belongs to one decoding process: its notice and its watching thread."""
+
+    def __init__(self, folder: Path, worker: int, *, clip_limit_s: float, parent: int | None):
+        """
+        Args:
+          folder: shared by all workers of a pipeline.
+          worker: number of this worker.
+          clip_limit_s: end this process when one clip takes longer.
+          parent: end this process when it has another parent than this; None: do not look.
+        """
+        path = folder / f"worker-{worker}"
+        path.write_bytes(bytes(_SIZE))
+        with path.open("r+b") as file:
+            self._map = mmap.mmap(file.fileno(), _SIZE)
+        self._stop_path = folder / "stop"
+        self._limit_s, self._parent = clip_limit_s, parent
+        self._began, self._clip = 0.0, ""
+        self._closed = threading.Event()
+        self._write()
+        threading.Thread(target=self._watch, daemon=True, name="clip-guard").start()
+
+    @contextlib.contextmanager
+    def clip(self, path: str) -> Iterator[None]:
+        """Marks the time during which this process works on a clip."""
+        self._clip, self._began = path, time.monotonic()
+        self._write()
+        try:
+            yield
+        finally:
+            self._began = 0.0
+            self._write()
+
+    def stopped(self) -> bool:
+        """Whether the main process has asked all workers to stop."""
+        return self._stop_path.exists()
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def _write(self) -> None:
+        path = self._clip.encode()[: _SIZE - _LAYOUT.size]
+        packed = _LAYOUT.pack(os.getpid(), self._began, len(path)) + path
+        self._map[: len(packed)] = packed
+
+    def _watch(self) -> None:
+        while not self._closed.wait(_POLL_S):
+            if self._parent is not None and os.getppid() != self._parent:
+                os._exit(0)  # orphaned: nobody is left to read what this process makes
+            began = self._began
+            if began and time.monotonic() - began > self._limit_s:
+                print(
+                    f"The decoder is stuck in {self._clip} (more than {self._limit_s:g} s); "
+                    "this process ends. Remove the file from the manifest.",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                os._exit(EXIT_STUCK)
+
+
+def read_notices(folder: Path) -> list[Notice]:
+    """Reads what all workers of a pipeline are at, dead ones included."""
+    notices = []
+    for path in sorted(folder.glob("worker-*")):
+        raw = path.read_bytes()
+        if len(raw) < _LAYOUT.size:
+            continue
+        pid, began, length = _LAYOUT.unpack_from(raw)
+        name = raw[_LAYOUT.size : _LAYOUT.size + length].decode(errors="replace")
+        seconds = time.monotonic() - began if began else None
+        notices.append(Notice(int(path.name.removeprefix("worker-")), pid, name, seconds))
+    return notices
+
+
+def ask_to_stop(folder: Path) -> None:
+    (folder / "stop").touch()

@@ -1,0 +1,647 @@
+"""The input pipeline: a manifest in, uint8 batches of clips out, in an order fixed by the seed.
+
+A batch is a function of the seed and the step. Worker processes, the number of hosts and the place
+of a restart change when a batch is ready, never what is in it. The order is in `order`, frames in
+`video` and `folders`, sampling and crops in `sampling` and `transforms`; here they are put
+together, run in grain workers, and watched.
+
+Workers are started by spawning, so a script that makes a pipeline with `workers > 0` must guard its
+entry with `if __name__ == "__main__":`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import logging
+import multiprocessing
+import os
+import queue
+import re
+import shutil
+import signal
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vmae_jax.data import guard as guards
+from vmae_jax.data import sampling, transforms
+from vmae_jax.data.folders import DEFAULT_TEMPLATES, read_folder
+from vmae_jax.data.manifest import Clip, Manifest, read_manifest
+from vmae_jax.data.order import Order
+from vmae_jax.data.video import DEFAULT_LIMITS, Limits, VideoError, read_frames
+
+_log = logging.getLogger(__name__)
+
+_ATTEMPTS = 8  # videos tried for one place in a batch before the run stops
+_REASON_BYTES = 200
+_LOGGED_FAILURES = 20
+_GUARD_SLACK_S = 5.0  # the limit inside `video` speaks first; the guard is for what it cannot see
+_ENDLESS = 2**40  # elements; a run takes what it needs
+_CHUNK_BYTES = 64 << 20  # of one message from a worker, when its size is left open
+
+SAMPLINGS = ("dense", "segments")
+CROPS = ("multi_scale", "centre", "none")
+
+
+class PipelineError(RuntimeError):
+    """The pipeline cannot go on: too many bad videos, a dead or a stuck worker."""
+
+
+@dataclass(frozen=True)
+class PipelineOptions:
+    """What is read and how. Everything but `manifest` and `root` has the released default.
+
+    Attributes:
+      manifest: list of videos; see `manifest`.
+      root: folder that its paths are relative to.
+      style: of the manifest, or "auto".
+      allow_outside: accept paths that leave the root.
+      frames: per clip.
+      stride: between frames, for "dense" sampling.
+      stride_overrides: (regex searched in the path, stride) pairs; the first match counts.
+      sampling: "dense" or "segments"; see `sampling`.
+      size: (height, width) of the clips.
+      crop: "multi_scale" (random), "centre" (largest centred box), "none" (whole frame, squeezed).
+      scales: of the multi-scale crop.
+      repeats: crops drawn from one decoded stretch of frames; copies are adjacent in the batch.
+      frame_templates: (regex, file name) pairs for folders of frames; see `folders`.
+      on_error: "raise" stops at the first bad video; "skip" takes another, counted and logged.
+      max_error_rate: with "skip", the share of bad videos above which the run stops ...
+      min_errors: ... once so many were met.
+      clip_timeout_s: time for one video.
+      stall_timeout_s: time for one batch before the run stops.
+      max_bytes, max_pixels, max_frames: caps on one video.
+      workers: decoding processes; 0 decodes in the calling one.
+      worker_buffer: messages that each worker prepares ahead.
+      worker_videos: videos in one message of a worker; must divide the videos per process.
+        0: as many as fit in 64 MiB.
+      shuffle: reshuffle in each epoch.
+    """
+
+    manifest: str
+    root: str
+    style: str = "auto"
+    allow_outside: bool = False
+    frames: int = 16
+    stride: int = 4
+    stride_overrides: tuple[tuple[str, int], ...] = ()
+    sampling: str = "dense"
+    size: tuple[int, int] = (224, 224)
+    crop: str = "multi_scale"
+    scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
+    repeats: int = 1
+    frame_templates: tuple[tuple[str, str], ...] = DEFAULT_TEMPLATES
+    on_error: str = "raise"
+    max_error_rate: float = 0.01
+    min_errors: int = 10
+    clip_timeout_s: float = 60.0
+    stall_timeout_s: float = 600.0
+    max_bytes: int = Limits.max_bytes
+    max_pixels: int = Limits.max_pixels
+    max_frames: int = Limits.max_frames
+    workers: int = 0
+    worker_buffer: int = 1
+    worker_videos: int = 0
+    shuffle: bool = True
+
+    def __post_init__(self):
+        for name, choices in (
+            ("sampling", SAMPLINGS),
+            ("crop", CROPS),
+            ("on_error", ("raise", "skip")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r}; choose one of {', '.join(choices)}."
+                )
+        for name in ("frames", "stride", "repeats", "worker_buffer"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        for name in ("workers", "worker_videos"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}.")
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise ValueError(f"size must be (height, width), got {self.size}.")
+        for pattern, stride in self.stride_overrides:
+            re.compile(pattern)
+            if stride < 1:
+                raise ValueError(f"The stride for {pattern!r} must be positive, got {stride}.")
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.max_bytes, self.max_pixels, self.max_frames, self.clip_timeout_s)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A video that was replaced."""
+
+    record: int
+    path: str
+    reason: str
+
+
+@dataclass
+class HostBatch:
+    """One process's part of a global batch.
+
+    Attributes:
+      arrays: "video" uint8 [b * R, T, H, W, 3], "index" int32 [b * R], "label" int32 [b * R].
+      records: int64 [b], rows of the manifest that were used, replacements included.
+      failures: videos that were replaced in this batch.
+      decode_s: seconds spent on its videos, summed over them (not the time waited).
+    """
+
+    arrays: dict[str, np.ndarray]
+    records: np.ndarray
+    failures: list[Failure]
+    decode_s: float
+    _manifest: Manifest = field(repr=False)
+
+    def names(self) -> list[str]:
+        """Listed path of each video, in order."""
+        return [self._manifest.name(record) for record in self.records.tolist()]
+
+
+class ClipPipeline:
+    """An endless iterator over the batches of a run, from any step on.
+
+    Use as a context manager, or call `close()`: it ends the workers.
+    """
+
+    def __init__(
+        self,
+        options: PipelineOptions,
+        *,
+        batch_videos: int,
+        seed: int,
+        process_index: int = 0,
+        process_count: int = 1,
+        start_step: int = 0,
+    ):
+        """
+        Args:
+          options: what is read and how.
+          batch_videos: videos per global batch; it yields `batch_videos * repeats` clips.
+          seed: of order, frames and crops.
+          process_index: which contiguous part of each batch is read here.
+          process_count: parts of a batch.
+          start_step: batches to leave out; costs nothing.
+
+        Raises:
+          ManifestError, ValueError: the manifest or a number is unusable.
+        """
+        if start_step < 0:
+            raise ValueError(f"start_step must be 0 or more, got {start_step}.")
+        self._options = options
+        self._manifest = read_manifest(
+            options.manifest,
+            root=options.root,
+            style=options.style,
+            allow_outside=options.allow_outside,
+        )
+        self._order = Order(len(self._manifest), batch_videos, seed, options.shuffle)
+        if self._order.epoch_videos * options.repeats >= 2**31:
+            raise ValueError(
+                "An epoch holds more than 2**31 clips; `index` would not fit in int32."
+            )
+        self._local_videos = len(self._order.local_positions(0, process_index, process_count))
+        self._chunk = _chunk_videos(options, self._local_videos)
+        self._step = start_step
+        self._videos_seen = self._num_failures = 0
+        self._closed = False
+        self._fetcher: _Fetcher | None = None
+        self._folder = Path(tempfile.mkdtemp(prefix="vmae_data_"))
+        self._load = _Load(
+            self._manifest,
+            self._order,
+            options,
+            process_index=process_index,
+            process_count=process_count,
+            start_step=start_step,
+            folder=self._folder,
+        )
+        self._iterator: Iterator[dict[str, np.ndarray]] | None = None
+        atexit.register(_close_if_alive, weakref.ref(self))
+
+    @property
+    def num_videos(self) -> int:
+        return len(self._manifest)
+
+    @property
+    def num_classes(self) -> int:
+        return self._manifest.num_classes
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self._manifest.class_names
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self._order.steps_per_epoch
+
+    @property
+    def batch_videos(self) -> int:
+        return self._order.batch_videos
+
+    @property
+    def num_failures(self) -> int:
+        """Videos replaced since this pipeline was made."""
+        return self._num_failures
+
+    def __enter__(self) -> ClipPipeline:
+        return self
+
+    def __exit__(self, *_exc) -> None:
+        self.close()
+
+    def __iter__(self) -> ClipPipeline:
+        return self
+
+    def __next__(self) -> HostBatch:
+        if self._closed:
+            raise PipelineError("The pipeline is closed.")
+        self._start()
+        try:
+            batch = self._assemble()
+        except BaseException:
+            self.close()
+            raise
+        self._step += 1
+        self._account(batch)
+        return batch
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: batches consumed, and the facts that define the order."""
+        return {
+            "version": 1,
+            "batches": self._step,
+            "manifest_sha256": self._manifest.sha256,
+            "num_videos": self.num_videos,
+            "batch_videos": self.batch_videos,
+            "repeats": self._options.repeats,
+            "seed": self._order.seed,
+            "shuffle": self._order.shuffle,
+        }
+
+    @staticmethod
+    def check_state(saved: dict[str, Any], current: dict[str, Any]) -> int:
+        """Returns the step to start from, if `current` continues the order of `saved`.
+
+        Workers and processes may differ; they are not part of a state.
+
+        Raises:
+          ValueError: the states belong to different orders; the sentence says where they differ.
+        """
+        facts = [key for key in current if key != "batches"]
+        differing = [key for key in facts if saved.get(key) != current[key]]
+        if differing:
+            listed = "; ".join(
+                f"{key} was {saved.get(key)!r} and is {current[key]!r}" for key in differing
+            )
+            raise ValueError(
+                f"The data position cannot be restored: {listed}. Restore what was changed, or "
+                "begin a new run from these weights (init_from)."
+            )
+        return int(saved["batches"])
+
+    def close(self) -> None:
+        """Ends workers and threads and removes temporary files; safe to call again."""
+        if self._closed:
+            return
+        self._closed = True
+        guards.ask_to_stop(self._folder)
+        if self._fetcher is not None:
+            self._fetcher.close()
+            if self._fetcher.is_alive():  # a worker does not answer; nothing else will end it
+                for notice in guards.read_notices(self._folder):
+                    _kill_child(notice.pid)
+        if self._iterator is not None:
+            self._iterator.close()
+        self._iterator = self._fetcher = None
+        if guard := _guards.pop(self._folder, None):
+            guard.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _start(self) -> None:
+        """Starts reading on first use, so that making a pipeline to look at it stays cheap."""
+        if self._iterator is not None:
+            return
+        self._iterator = _make_iterator(self._load, self._options, self._chunk)
+        if self._options.workers:
+            self._fetcher = _Fetcher(self._iterator)
+        else:
+            _enter_guard(self._folder, self._options.clip_timeout_s, None, 0)
+
+    def _assemble(self) -> HostBatch:
+        chunks = self._local_videos // self._chunk
+        arrays: dict[str, np.ndarray] = {}
+        for i in range(chunks):
+            # Copied even if it is one: memory shared with a worker must not outlive the pipeline.
+            for key, part in self._next_chunk().items():
+                if not i:
+                    arrays[key] = np.empty((self._local_videos, *part.shape[1:]), part.dtype)
+                arrays[key][i * self._chunk : (i + 1) * self._chunk] = part
+        merged = {
+            key: arrays[key].reshape(-1, *arrays[key].shape[2:])
+            for key in ("video", "index", "label")
+        }
+        return HostBatch(
+            arrays=merged,
+            records=arrays["record"],
+            failures=self._failures(arrays["failed_record"], arrays["failed_reason"]),
+            decode_s=float(arrays["decode_s"].sum()),
+            _manifest=self._manifest,
+        )
+
+    def _next_chunk(self) -> dict[str, np.ndarray]:
+        if self._fetcher is None:
+            return next(self._iterator)
+        try:
+            return self._fetcher.get(self._options.stall_timeout_s)
+        except queue.Empty:
+            raise PipelineError(
+                f"No batch came for {self._options.stall_timeout_s:g} s. {self._whereabouts()} "
+                "Check the storage, or raise stall_timeout_s."
+            ) from None
+        except RuntimeError as error:
+            if isinstance(error, PipelineError) or "terminated unexpectedly" not in str(error):
+                raise
+            raise PipelineError(
+                f"A data worker died ({_exit_words(str(error))}). {self._whereabouts()}"
+            ) from error
+
+    def _whereabouts(self) -> str:
+        """Says what each worker is at, the dead first."""
+        alive = {child.pid for child in multiprocessing.active_children()}
+        lines = []
+        for notice in sorted(guards.read_notices(self._folder), key=lambda n: n.pid in alive):
+            state = "alive" if notice.pid in alive else "dead"
+            doing = "between videos" if notice.seconds is None else f"decoding {notice.path}"
+            lines.append(f"Worker {notice.worker} ({state}): {doing}.")
+        return " ".join(lines[:8]) or "No worker had started yet."
+
+    def _failures(self, records: np.ndarray, reasons: np.ndarray) -> list[Failure]:
+        failures = []
+        for place in np.argwhere(records >= 0):
+            record = int(records[tuple(place)])
+            reason = reasons[tuple(place)].tobytes().rstrip(b"\0").decode(errors="replace")
+            failures.append(Failure(record, self._manifest.name(record), reason))
+        return failures
+
+    def _account(self, batch: HostBatch) -> None:
+        """Counts and logs replaced videos; stops the run when there are too many."""
+        for failure in batch.failures:
+            self._num_failures += 1
+            if self._num_failures <= _LOGGED_FAILURES:
+                _log.warning("Replaced a video: %s: %s", failure.path, failure.reason)
+            if self._num_failures == _LOGGED_FAILURES:
+                _log.warning("Further replaced videos are counted but not logged.")
+        self._videos_seen += len(batch.records)
+        rate = self._num_failures / self._videos_seen
+        enough = self._num_failures >= self._options.min_errors
+        if batch.failures and enough and rate > self._options.max_error_rate:
+            self.close()
+            last = batch.failures[-1]
+            raise PipelineError(
+                f"{self._num_failures} of {self._videos_seen} videos could not be used "
+                f"({rate:.1%}, the limit is {self._options.max_error_rate:.1%}); the last was "
+                f"{last.path}: {last.reason}. Run vmae_jax.tools.check_data on the manifest, or "
+                "raise max_error_rate."
+            )
+
+
+@dataclass(frozen=True)
+class _Load:
+    """Makes the clips of one video. Called in a worker with the number of the video in its part."""
+
+    manifest: Manifest
+    order: Order
+    options: PipelineOptions
+    process_index: int
+    process_count: int
+    start_step: int
+    folder: Path
+
+    def __call__(self, item: int) -> dict[str, np.ndarray]:
+        began = time.perf_counter()
+        if _guards[self.folder].stopped():
+            raise PipelineError("The pipeline is closed.")
+        block = self.order.batch_videos // self.process_count
+        step, row = divmod(int(item), block)
+        positions = self.order.local_positions(
+            self.start_step + step, self.process_index, self.process_count
+        )
+        element = self._load(positions[row])
+        element["decode_s"] = np.float64(time.perf_counter() - began)
+        return element
+
+    def _load(self, position: int) -> dict[str, np.ndarray]:
+        _, offset, record = self.order.locate(position)
+        failed_record = np.full(_ATTEMPTS, -1, np.int64)
+        failed_reason = np.zeros((_ATTEMPTS, _REASON_BYTES), np.uint8)
+        for attempt in range(_ATTEMPTS):
+            try:
+                video = self._clips(record, self.order.rng(position, attempt))
+                break
+            except VideoError as error:
+                if self.options.on_error == "raise":
+                    raise
+                reason = np.frombuffer(error.reason.encode()[:_REASON_BYTES], np.uint8)
+                failed_record[attempt], failed_reason[attempt, : len(reason)] = record, reason
+                record = self.order.substitute(position, attempt + 1)
+        else:
+            raise PipelineError(
+                f"{_ATTEMPTS} videos in a row could not be used, the last "
+                f"{self.manifest.name(int(failed_record[-1]))}: "
+                f"{failed_reason[-1].tobytes().rstrip(bytes(1)).decode(errors='replace')}."
+            )
+        repeats = self.options.repeats
+        return {
+            "video": video,
+            "index": (offset * repeats + np.arange(repeats)).astype(np.int32),
+            "label": np.full(repeats, self.manifest.labels[record], np.int32),
+            "record": np.int64(record),
+            "failed_record": failed_record,
+            "failed_reason": failed_reason,
+        }
+
+    def _clips(self, record: int, rng: np.random.Generator) -> np.ndarray:
+        """Decodes once and crops `repeats` times: uint8 [R, T, H, W, 3]."""
+        clip, options = self.manifest[record], self.options
+        with _guards[self.folder].clip(clip.path):
+            frames = read_clip(
+                clip,
+                functools.partial(choose_frames, clip=clip, options=options, rng=rng),
+                templates=options.frame_templates,
+                limits=options.limits,
+            )
+            return np.stack(
+                [crop_frames(frames, options=options, rng=rng) for _ in range(options.repeats)]
+            )
+
+
+def read_clip(
+    clip: Clip,
+    choose,
+    *,
+    templates: tuple[tuple[str, str], ...] = DEFAULT_TEMPLATES,
+    limits: Limits = DEFAULT_LIMITS,
+) -> np.ndarray:
+    """Reads chosen frames of a manifest row, whatever it is stored as: uint8 [n, H, W, 3]."""
+    if clip.total_frames >= 0:
+        return read_folder(clip, choose, templates=templates, limits=limits)
+    return read_frames(clip.path, choose, limits, start=clip.start, end=clip.end)
+
+
+def choose_frames(
+    num_frames: int, *, clip: Clip, options: PipelineOptions, rng: np.random.Generator
+) -> np.ndarray:
+    """Draws the frames of one clip by the rule that the options name."""
+    if options.sampling == "segments":
+        return sampling.segment_indices(num_frames, frames=options.frames, rng=rng)
+    stride = next(
+        (s for pattern, s in options.stride_overrides if re.search(pattern, clip.path)),
+        options.stride,
+    )
+    return sampling.dense_indices(num_frames, frames=options.frames, stride=stride, rng=rng)
+
+
+def crop_frames(
+    frames: np.ndarray, *, options: PipelineOptions, rng: np.random.Generator
+) -> np.ndarray:
+    """Makes one clip of the wanted size from frames of one video."""
+    height, width = frames.shape[1:3]
+    if options.crop == "multi_scale":
+        box = transforms.multi_scale_crop_box(
+            height, width, size=options.size, scales=options.scales, rng=rng
+        )
+    elif options.crop == "centre":
+        box = transforms.centre_crop_box(height, width, size=options.size)
+    else:
+        box = transforms.Box(0, 0, width, height)
+    return transforms.crop_resize(frames, box, options.size)
+
+
+class _Fetcher:
+    """Pulls from the workers in a thread, so that waiting for them can have an end."""
+
+    def __init__(self, iterator: Iterator[Any]):
+        self._ready: queue.Queue = queue.Queue(maxsize=1)
+        self._closing = threading.Event()
+        self._thread = threading.Thread(
+            target=self._run, args=(iterator,), daemon=True, name="data-fetcher"
+        )
+        self._thread.start()
+
+    def get(self, timeout_s: float) -> Any:
+        item = self._ready.get(timeout=timeout_s)
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    def close(self) -> None:
+        self._closing.set()
+        deadline = time.monotonic() + 5.0
+        while self._thread.is_alive() and time.monotonic() < deadline:
+            with contextlib.suppress(queue.Empty):
+                self._ready.get_nowait()
+            self._thread.join(0.05)
+
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def _run(self, iterator: Iterator[Any]) -> None:
+        while not self._closing.is_set():
+            try:
+                item = next(iterator)
+            except Exception as error:  # handed on whole; the reader decides
+                item = error
+            self._ready.put(item)
+            if isinstance(item, Exception):
+                return
+
+
+def _chunk_videos(options: PipelineOptions, local_videos: int) -> int:
+    """Videos in one message from a worker; the batch is put together from several."""
+    if options.worker_videos:
+        if local_videos % options.worker_videos:
+            raise ValueError(
+                f"worker_videos={options.worker_videos} does not divide the {local_videos} videos "
+                "of a batch that this process reads."
+            )
+        return options.worker_videos
+    video_bytes = options.repeats * options.frames * options.size[0] * options.size[1] * 3
+    most = max(1, _CHUNK_BYTES // video_bytes)
+    return max(d for d in range(1, local_videos + 1) if local_videos % d == 0 and d <= most)
+
+
+def _make_iterator(
+    load: _Load, options: PipelineOptions, chunk: int
+) -> Iterator[dict[str, np.ndarray]]:
+    import grain  # heavy, and not needed for the rest of the package
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # grain reads absl flags when it starts workers
+    read = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # one decoding thread a worker
+    dataset = grain.MapDataset.range(_ENDLESS).map(load).batch(chunk).to_iter_dataset(read)
+    if options.workers:
+        dataset = dataset.mp_prefetch(
+            grain.MultiprocessingOptions(
+                num_workers=options.workers, per_worker_buffer_size=options.worker_buffer
+            ),
+            worker_init_fn=functools.partial(
+                _enter_worker, load.folder, options.clip_timeout_s, os.getpid()
+            ),
+        )
+    return iter(dataset)
+
+
+_guards: dict[Path, guards.Guard] = {}  # of the pipelines that decode in this process
+
+
+def _enter_worker(folder: Path, timeout_s: float, parent: int, worker: int, _workers: int) -> None:
+    # Signals go to the whole process group; only the main process answers them.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _enter_guard(folder, timeout_s, parent, worker)
+
+
+def _enter_guard(folder: Path, timeout_s: float, parent: int | None, worker: int) -> None:
+    _guards[folder] = guards.Guard(
+        folder, worker, clip_limit_s=timeout_s + _GUARD_SLACK_S, parent=parent
+    )
+
+
+def _exit_words(message: str) -> str:
+    found = re.search(r"exit code (-?\d+)", message)
+    code = int(found[1]) if found else 0
+    if code == guards.EXIT_STUCK:
+        return "its decoder did not come back in time"
+    if code == -signal.SIGKILL:
+        return "killed; most often for want of memory"
+    if code == -signal.SIGBUS:
+        return "bus error; most often /dev/shm is too small"
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def _kill_child(pid: int) -> None:
+    for child in multiprocessing.active_children():
+        if child.pid == pid:
+            child.kill()
+
+
+def _close_if_alive(ref: weakref.ref[ClipPipeline]) -> None:
+    pipeline = ref()
+    if pipeline is not None:
+        pipeline.close()
