@@ -18,7 +18,8 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 # One stamp per choice of wheel, so that a change of ACCEL installs again and nothing else does.
 STAMP := $(VENV)/.installed-$(ACCEL)
-PIP := $(PY) -m pip --disable-pip-version-check --quiet
+# Twice quiet: errors only.
+PIP := $(PY) -m pip --disable-pip-version-check --quiet --quiet
 VERSIONS := 3.11 3.12 3.13
 PYTHON_OK := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
@@ -43,7 +44,6 @@ $(PY):
 	    echo "make: no usable Python among: $(or $(PYTHON),python3 python3.13 python3.12 python3.11)." >&2; \
 	    echo "vmae_jax needs Python 3.11, 3.12 or 3.13 with its venv and ensurepip modules (on Debian and" >&2; \
 	    echo "Ubuntu: apt install python3-venv). Name another one with: make PYTHON=/path/to/python3.12" >&2; \
-	    $(or $(PYTHON),python3) --version >&2 || true; \
 	    exit 1; \
 	fi; \
 	echo "Creating $(VENV) with $$($$found --version)"; \

@@ -66,7 +66,7 @@ EXTRAS = {
     "convert": ["torch>=2.6"],
     # The same work in PyTorch, for the figures in benchmarks/.
     "bench": ["torch>=2.6", "transformers>=4.46"],
-    "prepare": ["apache-beam>=2.65"],
+    "prepare": ["apache-beam>=2.70"],
     "wandb": ["wandb>=0.18"],
     "notebooks": ["ipywidgets>=8.1", "jupyterlab>=4.2", "matplotlib>=3.9", "nbclient>=0.10"],
     "dev": [*TEST, "build>=1.2", "pre-commit>=4.0", "uv>=0.8"],
