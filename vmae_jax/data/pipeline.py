@@ -14,6 +14,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import gc
 import logging
 import multiprocessing
 import os
@@ -328,6 +329,11 @@ class ClipPipeline:
         if self._iterator is not None:
             self._iterator.close()
         self._iterator = self._fetcher = None
+        if self._options.workers:
+            # grain holds prepared batches in reference cycles and unlinks their shared memory from
+            # a thread; without this, repeated pipelines fill /dev/shm until the collector runs.
+            gc.collect()
+            time.sleep(0.2)
         if guard := _guards.pop(self._folder, None):
             guard.close()
         shutil.rmtree(self._folder, ignore_errors=True)

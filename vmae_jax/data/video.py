@@ -155,6 +155,21 @@ def read_frames(
         return reader.read(choose, start, end)
 
 
+def count_frames(
+    source: str | Path | bytes,
+    limits: Limits = DEFAULT_LIMITS,
+    *,
+    name: str | None = None,
+) -> int:
+    """Decodes a whole video, converting nothing, and counts its frames.
+
+    Raises:
+      VideoError: any part of it is damaged.
+    """
+    with _opened(source, limits, name) as reader:
+        return reader.count()
+
+
 class _Guard:
     """A deadline, and the file object through which FFmpeg reads the bytes."""
 
@@ -298,6 +313,12 @@ class _Reader:
             warnings=tuple(warnings),
         )
 
+    def count(self) -> int:
+        count = sum(1 for _ in self._decode(self._packets))
+        if not count:
+            raise VideoError(self._path, "no picture can be decoded")
+        return count
+
     def read(
         self, choose: Chooser | Sequence[int], start: float | None, end: float | None
     ) -> np.ndarray:
@@ -363,9 +384,7 @@ class _Reader:
         self, choose: Chooser | Sequence[int], start: float | None, end: float | None
     ) -> np.ndarray:
         """Counts the frames that decode, in the order in which they come, then decodes again."""
-        count = sum(1 for _ in self._decode(self._packets))
-        if not count:
-            raise VideoError(self._path, "no picture can be decoded")
+        count = self.count()
         rate = float(self._stream.average_rate or self._stream.guessed_rate or 0)
         if (start is not None or end is not None) and rate <= 0:
             raise VideoError(self._path, "has neither usable times nor a frame rate for start/end")

@@ -1,0 +1,356 @@
+"""Opens every video of a manifest and says what is wrong with which, before a long run finds out.
+
+Run:  python -m vmae_jax.tools.check_data --manifest=train.csv --root=videos --out=clean.csv
+
+Reports missing, corrupt and too short videos and files without video, the distributions of frame
+rate, size, length and class; writes a JSON report and a manifest of the good rows in the style of
+the one read. Exit code 1 if any row has a problem.
+
+Each video is opened in a worker process, its packets are counted, its first and last usable frames
+are decoded; with --full_decode all frames are. A file that crashes or hangs the decoder costs a
+worker process and is reported as corrupt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import csv
+import hashlib
+import io
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent import futures
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from vmae_jax.data import guard as guards
+from vmae_jax.data.folders import DEFAULT_TEMPLATES, read_folder
+from vmae_jax.data.manifest import STYLES, Clip, Manifest, ManifestError, read_manifest
+from vmae_jax.data.video import Limits, VideoError, count_frames, probe, read_bytes, read_frames
+
+_IN_FLIGHT = 4  # tasks queued per worker
+_guard: guards.Guard | None = None
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parse(argv)
+    try:
+        manifest = read_manifest(
+            args.manifest, root=args.root, style=args.style, allow_outside=args.allow_outside
+        )
+    except ManifestError as error:
+        print(error, file=sys.stderr)
+        return 1
+    findings = check(
+        manifest,
+        min_frames=args.min_frames,
+        full_decode=args.full_decode,
+        timeout_s=args.timeout,
+        workers=args.workers,
+        templates=(("", args.frame_template),) if args.frame_template else DEFAULT_TEMPLATES,
+    )
+    report = summarise(manifest, findings)
+    report["manifest"] = str(args.manifest)
+    if args.out:
+        report["clean"] = write_clean(manifest, findings, args.manifest, args.out)
+    if args.report:
+        _write_text(args.report, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    print(describe(report))
+    return 1 if report["problems"] else 0
+
+
+def check(
+    manifest: Manifest,
+    *,
+    min_frames: int,
+    full_decode: bool,
+    timeout_s: float,
+    workers: int,
+    templates: tuple[tuple[str, str], ...] = DEFAULT_TEMPLATES,
+) -> list[dict]:
+    """Examines every row in parallel.
+
+    Returns:
+      One dict a row, in order: `problem` (None, "missing", "no_video", "corrupt", "short"),
+      `reason`, and, as far as known, `frames`, `fps`, `width`, `height`, `duration_s`, `codec`,
+      `warnings`.
+    """
+    findings: list[dict | None] = [None] * len(manifest)
+    task = _Task(min_frames, full_decode, timeout_s, templates)
+    with tqdm(total=len(manifest), unit="video", disable=None) as bar:
+        todo = list(range(len(manifest)))
+        while todo:
+            for i, finding in _run(manifest, todo, task, workers):
+                findings[i] = finding
+                bar.update()
+            left = [i for i in todo if findings[i] is None]
+            # A worker died. What was being examined goes one at a time, so that only the culprit
+            # is blamed; the rest goes on as before.
+            for i in left[: workers * _IN_FLIGHT]:
+                alone = dict(_run(manifest, [i], task, 1))
+                findings[i] = alone.get(i) or {
+                    "problem": "corrupt",
+                    "reason": "crashes the decoder, or makes it hang",
+                }
+                bar.update()
+            todo = [i for i in left if findings[i] is None]
+    return findings
+
+
+def _run(
+    manifest: Manifest, rows: list[int], task: _Task, workers: int
+) -> Iterator[tuple[int, dict]]:
+    """Yields findings until all rows are done or a worker dies."""
+    folder = Path(tempfile.mkdtemp(prefix="vmae_check_"))
+    context = multiprocessing.get_context("spawn")
+    pool = futures.ProcessPoolExecutor(
+        min(workers, len(rows)),
+        mp_context=context,
+        initializer=_enter_worker,
+        initargs=(folder, task.timeout_s, os.getpid()),
+    )
+    try:
+        pending: dict[futures.Future, int] = {}
+        queue = iter(rows)
+        while True:
+            while len(pending) < workers * _IN_FLIGHT and (i := next(queue, None)) is not None:
+                pending[pool.submit(task, manifest[i])] = i
+            if not pending:
+                return
+            done, _ = futures.wait(pending, return_when=futures.FIRST_COMPLETED)
+            for future in done:
+                yield pending.pop(future), future.result()
+    except BrokenProcessPool:
+        return
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _enter_worker(folder: Path, timeout_s: float, parent: int) -> None:
+    global _guard
+    _guard = guards.Guard(folder, os.getpid(), clip_limit_s=timeout_s + 5.0, parent=parent)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Examines one clip in a worker."""
+
+    min_frames: int
+    full_decode: bool
+    timeout_s: float
+    templates: tuple[tuple[str, str], ...]
+
+    def __call__(self, clip: Clip) -> dict:
+        assert _guard is not None
+        found: dict = {"problem": None, "reason": ""}
+        with _guard.clip(clip.path):
+            try:
+                self._examine(clip, found)
+            except VideoError as error:
+                found.update(problem=_kind(error.reason), reason=error.reason)
+            except Exception as error:  # an odd file must not end the examination of the others
+                found.update(problem="corrupt", reason=f"{type(error).__name__}: {error}")
+        if found["problem"] is None and found["frames"] < self.min_frames:
+            found["problem"] = "short"
+            found["reason"] = f"{found['frames']} frames, {self.min_frames} wanted"
+        return found
+
+    def _examine(self, clip: Clip, found: dict) -> None:
+        limits = Limits(timeout_s=self.timeout_s)
+
+        def ends(num_frames: int) -> list[int]:
+            found["frames"] = num_frames
+            return [0, num_frames - 1]
+
+        if clip.total_frames >= 0:
+            frames = clip.total_frames
+            chosen = range(frames) if self.full_decode else [0, frames - 1]
+            for i in chosen:  # one at a time: a folder may be long
+                picture = read_folder(clip, [i], templates=self.templates, limits=limits)
+            found.update(frames=frames, height=picture.shape[1], width=picture.shape[2])
+            return
+        data = read_bytes(clip.path, limits)
+        info = probe(data, limits, name=clip.path)
+        found.update(
+            fps=round(info.fps, 3),
+            width=info.width,
+            height=info.height,
+            duration_s=round(info.duration_s, 3),
+            codec=info.codec,
+            warnings=list(info.warnings),
+        )
+        read_frames(data, ends, limits, start=clip.start, end=clip.end, name=clip.path)
+        if self.full_decode:
+            counted = count_frames(data, limits, name=clip.path)
+            if counted != info.num_frames:
+                found["warnings"].append(
+                    f"{counted} frames decode, the packets promise {info.num_frames}"
+                )
+
+
+def _kind(reason: str) -> str:
+    if "does not exist" in reason:
+        return "missing"
+    return "no_video" if "no video stream" in reason else "corrupt"
+
+
+def summarise(manifest: Manifest, findings: list[dict]) -> dict:
+    """Counts and distributions, ready for JSON."""
+    problems = [
+        {"row": i, "path": manifest.name(i), "kind": found["problem"], "reason": found["reason"]}
+        for i, found in enumerate(findings)
+        if found["problem"]
+    ]
+    warnings = [
+        {"row": i, "path": manifest.name(i), "warnings": found["warnings"]}
+        for i, found in enumerate(findings)
+        if found.get("warnings")
+    ]
+    good = [found for found in findings if not found["problem"]]
+    return {
+        "manifest_sha256": manifest.sha256,
+        "style": manifest.style,
+        "videos": len(findings),
+        "good": len(good),
+        "problem_counts": dict(collections.Counter(p["kind"] for p in problems)),
+        "problems": problems,
+        "warnings": warnings,
+        "frames": _quantiles(good, "frames"),
+        "duration_s": _quantiles(good, "duration_s"),
+        "fps": _counts(f"{found['fps']:g}" for found in good if "fps" in found),
+        "size": _counts(f"{f['width']}x{f['height']}" for f in good if "width" in f),
+        "codec": _counts(found["codec"] for found in good if "codec" in found),
+        "num_classes": manifest.num_classes,
+        "classes": _classes(manifest, findings),
+    }
+
+
+def _counts(values) -> dict[str, int]:
+    return dict(collections.Counter(values).most_common())
+
+
+def _quantiles(found: list[dict], key: str) -> dict[str, float] | None:
+    values = [f[key] for f in found if key in f]
+    if not values:
+        return None
+    names, points = ("min", "p5", "median", "p95", "max"), (0, 5, 50, 95, 100)
+    return dict(zip(names, np.percentile(values, points).round(3).tolist(), strict=True))
+
+
+def _classes(manifest: Manifest, findings: list[dict]) -> dict[str, int]:
+    """Good videos per class, by name if there are names; also the classes that have none."""
+    good = [
+        label
+        for label, f in zip(manifest.labels.tolist(), findings, strict=True)
+        if not f["problem"]
+    ]
+    counts = collections.Counter(good)
+    names = manifest.class_names or tuple(map(str, range(manifest.num_classes)))
+    result = {name: counts[i] for i, name in enumerate(names)}
+    return result | ({"no label": counts[-1]} if counts[-1] else {})
+
+
+def describe(report: dict, most: int = 20) -> str:
+    """The report as text for a terminal."""
+    lines = [f"{report['good']} of {report['videos']} videos are good."]
+    for kind, count in report["problem_counts"].items():
+        lines.append(f"  {kind}: {count}")
+    for problem in report["problems"][:most]:
+        lines.append(f"    {problem['kind']:8} {problem['path']}: {problem['reason']}")
+    if len(report["problems"]) > most:
+        lines.append(f"    ... and {len(report['problems']) - most} more; see --report")
+    if report["warnings"]:
+        lines.append(f"  with warnings: {len(report['warnings'])}; see --report")
+    for key in ("frames", "duration_s"):
+        if report[key]:
+            lines.append(f"{key}: " + ", ".join(f"{k} {v:g}" for k, v in report[key].items()))
+    for key in ("fps", "size", "codec"):
+        shown = list(report[key].items())[:6]
+        rest = len(report[key]) - len(shown)
+        text = ", ".join(f"{value} ({count})" for value, count in shown)
+        lines.append(f"{key}: {text}" + (f", {rest} more" if rest > 0 else ""))
+    classes = report["classes"]
+    lines.append(f"classes: {report['num_classes']}")
+    for name, count in list(classes.items())[:most]:
+        lines.append(f"  {name}: {count}")
+    if len(classes) > most:
+        lines.append(f"  ... and {len(classes) - most} more; see --report")
+    lines.append(f"sha256 of the manifest: {report['manifest_sha256']}")
+    if "clean" in report:
+        clean = report["clean"]
+        lines.append(f"Wrote {clean['path']}: {clean['videos']} videos, sha256 {clean['sha256']}")
+    return "\n".join(lines)
+
+
+def write_clean(
+    manifest: Manifest, findings: list[dict], source: str | Path, out: str | Path
+) -> dict:
+    """Writes the good rows in the manifest's style, and the class names beside them."""
+    rows = [i for i, found in enumerate(findings) if not found["problem"]]
+    text = io.StringIO(newline="")
+    if manifest.style == "csv":
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["path", "label", "start", "end"])
+        for i in rows:
+            clip = manifest[i]
+            label = "" if clip.label < 0 else clip.label
+            times = ["" if t is None or math.isnan(t) else repr(t) for t in (clip.start, clip.end)]
+            writer.writerow([manifest.name(i), label, *times])
+    else:
+        for i in rows:
+            clip = manifest[i]
+            numbers = (
+                (clip.label,)
+                if manifest.style == "path_label"
+                else (clip.first_frame, clip.total_frames)
+            )
+            text.write(" ".join(map(str, (manifest.name(i), *numbers))) + "\n")
+    _write_text(out, text.getvalue())
+    names = Path(source).with_name("classes.txt")
+    if names.is_file() and not Path(out).with_name("classes.txt").exists():
+        shutil.copyfile(names, Path(out).with_name("classes.txt"))
+    digest = hashlib.sha256(text.getvalue().encode()).hexdigest()
+    return {"path": str(out), "videos": len(rows), "sha256": digest}
+
+
+def _write_text(path: str | Path, text: str) -> None:
+    partial = Path(path).with_name(f".{Path(path).name}.partial")
+    partial.write_text(text, "utf-8")
+    partial.replace(path)
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--manifest", required=True, help="list of videos")
+    parser.add_argument("--root", required=True, help="folder that its paths are relative to")
+    parser.add_argument("--style", default="auto", choices=("auto", *STYLES))
+    parser.add_argument(
+        "--allow_outside", action="store_true", help="accept paths outside the root"
+    )
+    parser.add_argument("--frame_template", help="file name in folders, like img_{number:05d}.jpg")
+    parser.add_argument("--min_frames", type=int, default=16, help="fewer are a problem: short")
+    parser.add_argument("--full_decode", action="store_true", help="decode every frame")
+    parser.add_argument("--timeout", type=float, default=60.0, help="seconds for one video")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--out", help="where to write the manifest of good rows")
+    parser.add_argument("--report", help="where to write the JSON report")
+    args = parser.parse_args(argv)
+    if args.workers < 1:
+        parser.error("--workers must be positive")
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(main())
