@@ -271,7 +271,7 @@ def plan(config: ConfigDict, num_videos: int) -> Plan:
     epochs, warmup_epochs = config.train.epochs, config.optim.warmup_epochs
     if config.train.steps:
         total = config.train.steps
-        warmup = round(total * min(warmup_epochs / epochs, 1.0))
+        warmup = math.ceil(total * min(warmup_epochs / epochs, 1.0))
     else:
         total = epochs * per_epoch
         warmup = round(warmup_epochs * per_epoch)
@@ -301,7 +301,8 @@ def validate(config: ConfigDict) -> None:
         part = config.model[name]
         if part.heads and part.width % part.heads:
             problems.append(
-                f"config.model.{name}.width={part.width} is not a multiple of its {part.heads} heads"
+                f"config.model.{name}.width={part.width} is not a multiple of its "
+                f"{part.heads} heads"
             )
     clips = config.train.batch_videos * config.data.repeats
     if config.optim.accumulate > 0 and clips % config.optim.accumulate:
@@ -346,7 +347,6 @@ def _fraction(field: str) -> _Check:
 
 
 _CHECKS: tuple[_Check, ...] = (
-    _one_of("system", "videomae"),
     _one_of("model.gelu", "exact", "tanh"),
     _one_of("model.layers", "scan", "unroll"),
     _one_of("model.dtype", "bfloat16", "float32"),

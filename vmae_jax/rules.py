@@ -1,4 +1,4 @@
-"""Ordered (path regex, value) tables: sharding, weight decay and data rules are all read this way."""
+"""Ordered (path regex, value) tables: how sharding, weight decay and data rules are read."""
 
 import re
 from collections.abc import Callable, Sequence

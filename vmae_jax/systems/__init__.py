@@ -1,0 +1,21 @@
+"""The systems by the name that `config.system` gives."""
+
+from ml_collections import ConfigDict
+
+from vmae_jax.systems import videomae
+from vmae_jax.systems.base import System
+
+BUILDERS = {"videomae": videomae.build}
+
+
+def build(config: ConfigDict) -> System:
+    """Builds the system that a validated config names.
+
+    Raises:
+      ValueError: unknown name.
+    """
+    if config.system not in BUILDERS:
+        raise ValueError(
+            f"config.system={config.system!r}: choose one of {', '.join(sorted(BUILDERS))}"
+        )
+    return BUILDERS[config.system](config)

@@ -6,12 +6,12 @@ config and versions). Weights can so be loaded without the rest.
 """
 
 import importlib.metadata
+import logging
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-from absl import logging
 from orbax.checkpoint import v1 as ocp
 
 from vmae_jax import __version__, rules
@@ -19,6 +19,9 @@ from vmae_jax.train.state import TrainState
 
 FOLDER = "checkpoints"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+_log = logging.getLogger(__name__)
 
 
 class CheckpointError(ValueError):
@@ -35,8 +38,9 @@ def _context() -> ocp.Context:
     registry = ocp.handlers.local_registry()
     for name in ("data", "meta"):
         registry.add(ocp.handlers.JsonHandler, checkpointable_name=name)
-    options = ocp.options.CheckpointablesOptions(registry=registry)
-    return ocp.Context(checkpointables_options=options)
+    context = ocp.Context()
+    context.checkpointables.registry = registry
+    return context
 
 
 class Checkpoints:
@@ -130,7 +134,7 @@ class Checkpoints:
             except CheckpointError:
                 raise
             except Exception as error:  # orbax raises many kinds for damaged files
-                logging.error(
+                _log.error(
                     "CHECKPOINT %s CANNOT BE READ (%s: %.300s); falling back to the one before.",
                     path, type(error).__name__, error,
                 )  # fmt: skip
@@ -207,13 +211,15 @@ def _state_of(parts: Mapping[str, Any]) -> TrainState:
 
 
 def _check_layout(path: pathlib.Path, wanted: Mapping[str, Any], context: ocp.Context) -> None:
-    """Compares names and shapes before loading, since orbax reports a mismatch in thousands of words."""
+    """Compares names and shapes first: orbax reports a mismatch in thousands of words."""
     with context:
         saved = ocp.checkpointables_metadata(path).metadata
     for part in ("params", "ema"):
         if part not in wanted:
             continue
-        if saved.get(part) is None:
+        if part in saved and saved[part] is None:  # orbax's answer where the tree is damaged
+            raise OSError(f"the names and shapes of {part!r} in {path} cannot be read")
+        if part not in saved:
             raise CheckpointError(f"{path} holds no {part!r}; it has {sorted(saved)}")
         have, want = _shapes(saved[part]), _shapes(wanted[part])
         problems = [f"{name}: missing" for name in sorted(want.keys() - have.keys())]
@@ -225,8 +231,9 @@ def _check_layout(path: pathlib.Path, wanted: Mapping[str, Any], context: ocp.Co
         ]
         if problems:
             raise CheckpointError(
-                f"{path} is of another model than the config describes ({len(problems)} differences, "
-                f"e.g. {'; '.join(problems[:4])}); use the config.json of its workdir, or another workdir"
+                f"{path} is of another model than the config describes ({len(problems)} "
+                f"differences, e.g. {'; '.join(problems[:4])}); use the config.json of its "
+                "workdir, or another workdir"
             )
 
 

@@ -1,7 +1,9 @@
 """The training loop: fetch, step, log, draw, save, stop - in that order, for every system."""
 
+import contextlib
 import dataclasses
 import json
+import logging
 import pathlib
 import signal
 import threading
@@ -12,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from absl import logging
+from PIL import Image
 
 from vmae_jax.systems.base import System
 from vmae_jax.train import metrics as metrics_lib
@@ -22,23 +24,39 @@ from vmae_jax.train.sharding import batch_sharding, make_mesh, state_shardings
 from vmae_jax.train.state import TrainState, make_init
 from vmae_jax.train.step import StepOptions, make_train_step
 
+_log = logging.getLogger(__name__)
+
 
 class NonFiniteError(RuntimeError):
     """Too many updates in a row were not finite."""
 
 
 class StopSignal:
-    """Turns SIGTERM and SIGINT into a wish to stop after the step in flight; a second one kills."""
+    """Turns SIGTERM and SIGINT into a wish to stop after the step in flight; a second one kills.
+
+    Attributes:
+      name: of the signal that came, or "".
+    """
 
     def __init__(self) -> None:
         self.name = ""
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignal":
+        # Python takes handlers from the main thread alone; elsewhere (a notebook's worker) there
+        # is nothing to catch.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self._note)
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def _note(self, number: int, _frame: Any) -> None:
         self.name = signal.Signals(number).name
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, self._previous[number])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,225 +100,280 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a call of `train` ended: the step reached, the last logged row, the signal that ended it or ""."""
+    """How a call of `train` ended: step reached, last logged row, name of the signal or ""."""
 
     step: int
     last_row: Mapping[str, float]
     signal: str
 
 
-def train(
-    system: System,
-    run: Run,
-    workdir: str,
-    *,
-    open_pipeline: Callable[[int], Any],
-    check_position: Callable[[Mapping[str, Any], Mapping[str, Any]], None],
-    init_params: Callable[[Any], Any] | None = None,
-    draw: Callable[[System, Any, Any, jax.Array], np.ndarray] | None = None,
-) -> Outcome:
-    """Trains to `run.total_steps`, resuming from the workdir's newest checkpoint if there is one.
+class Trainer:
+    """One run of one system in one workdir. `fit` reads top to bottom like the run itself."""
 
-    Args:
-      system: the method.
-      run: schedule, intervals and limits.
-      workdir: folder of the run.
-      open_pipeline: first step -> iterator of host batches with `state()`, `close()`.
-      check_position: (saved, current) facts of the data order; raises if they do not agree.
-      init_params: abstract parameters -> parameters to start from at step 0 (`init_from`).
-      draw: (system, params, batch, keys) -> picture uint8 [H, W, 3].
+    def __init__(
+        self,
+        system: System,
+        run: Run,
+        workdir: str,
+        *,
+        draw: Callable[[Any, Mapping[str, jax.Array], jax.Array], np.ndarray] | None = None,
+    ) -> None:
+        """Takes the method, its schedule and limits, and the run's folder.
+
+        Args:
+          system: the method.
+          run: schedule, intervals and limits.
+          workdir: folder of the run; exists.
+          draw: (params, batch, key) -> picture, uint8 [H, W, 3], or None.
+        """
+        self._system, self._run, self._workdir, self._draw = system, run, workdir, draw
+        self._mesh = make_mesh(run.fsdp)
+
+    def fit(
+        self,
+        open_pipeline: Callable[[int], Any],
+        check_position: Callable[[dict[str, Any], dict[str, Any]], object],
+        init_params: Callable[[Any], Any] | None = None,
+    ) -> Outcome:
+        """Trains to the last step, resuming from the workdir's newest checkpoint if there is one.
+
+        Args:
+          open_pipeline: first step -> iterator of host batches (arrays, `names()`, `failures`)
+            with `state()`, `batch_videos` and `close()`.
+          check_position: (saved, current) facts of the data order; raises if they disagree.
+          init_params: abstract parameters -> weights to start from at step 0.
+
+        Raises:
+          NonFiniteError, DataStalledError, CheckpointError and whatever the pipeline raises.
+        """
+        run = self._run
+        with (
+            jax.set_mesh(self._mesh),
+            StopSignal() as stop,
+            contextlib.closing(
+                Checkpoints(self._workdir, keep_last=run.keep_last, keep_every=run.keep_every)
+            ) as checkpoints,
+        ):
+            state, position = self._initial_state(checkpoints, init_params)
+            frozen = self._frozen()
+            with contextlib.closing(open_pipeline(int(state.step))) as pipeline:
+                if position is not None:
+                    check_position(position, pipeline.state())
+                layout = batch_sharding(self._mesh)
+                feed = DeviceFeed(pipeline, layout, timeout_s=run.stall_timeout_s)
+                with contextlib.closing(feed):
+                    return self._loop(state, frozen, pipeline, feed, checkpoints, stop)
+
+    def _initial_state(
+        self, checkpoints: Checkpoints, init_params: Callable[[Any], Any] | None
+    ) -> tuple[TrainState, dict[str, Any] | None]:
+        """Newest checkpoint of the workdir, else `init_params`, else random."""
+        run, system = self._run, self._system
+        ema = bool(run.options.ema_decay)
+        init = make_init(system.init, run.tx, ema=ema)
+        key = jax.random.key(run.seed)
+        abstract = jax.eval_shape(init, key)
+        shardings = state_shardings(abstract, self._mesh)
+        abstract = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
+        )
+        restored = checkpoints.restore_latest(abstract)
+        if restored is not None:
+            state, position, meta = restored
+            _log.info(
+                "Resumed from the checkpoint of step %d, written by vmae_jax %s.",
+                int(state.step),
+                meta["versions"]["vmae_jax"],
+            )
+            return state, position
+        if init_params is not None:
+            params = init_params(abstract.params)
+            init = make_init(lambda _: params, run.tx, ema=ema)
+        return jax.jit(init, out_shardings=shardings)(key), None
+
+    def _frozen(self) -> Any:
+        init_frozen = self._system.init_frozen
+        if init_frozen is None:
+            return None
+        key = jax.random.key(self._run.seed)
+        layout = state_shardings(jax.eval_shape(init_frozen, key), self._mesh)
+        return jax.jit(init_frozen, out_shardings=layout)(key)
+
+    def _loop(
+        self,
+        state: TrainState,
+        frozen: Any,
+        pipeline: Any,
+        feed: DeviceFeed,
+        checkpoints: Checkpoints,
+        stop: StopSignal,
+    ) -> Outcome:
+        run = self._run
+        key = jax.random.fold_in(jax.random.key(run.seed), 1)  # apart from that of the parameters
+        facts = pipeline.state()
+        first = step = int(state.step)
+        last = min(run.stop_after or run.total_steps, run.total_steps)
+        writer = metrics_lib.Writer(
+            self._workdir,
+            total_steps=run.total_steps,
+            first_step=first,
+            wandb_project=run.wandb_project,
+        )
+        interval = _Interval()
+        decode_failures = 0
+        row: dict[str, float] = {}
+        train_step = throughput = None
+        with contextlib.closing(writer):
+            while step < last and not stop.name:
+                delivery = feed.next()
+                if train_step is None or throughput is None:
+                    train_step = self._compile(state, frozen, delivery.arrays, key)
+                    throughput = self._throughput(delivery.arrays, pipeline.batch_videos)
+                state, values = train_step(state, frozen, delivery.arrays, key)
+                step += 1
+                throughput.add(delivery.wait_s)
+                interval.add(step, values, delivery.host.names())
+                decode_failures += len(delivery.host.failures)
+                if step == first + 1:
+                    jax.block_until_ready(values)
+                    throughput.restart()  # the first step also warms up
+
+                ending = step == last or bool(stop.name)
+                if step % run.log_every == 0 or ending:
+                    row = interval.fetch()  # the only wait for the device
+                    row |= throughput.row(run.total_steps - step)
+                    row["decode_failures"] = decode_failures
+                    writer.write(step, row)
+                    interval.report_skipped(self._workdir)
+                    self._check_finite(row, step)
+                    interval = _Interval()
+                if run.picture_every and (step % run.picture_every == 0 or step == last):
+                    self._picture(state, delivery.arrays, key, step, writer)
+                    throughput.restart()
+                if step % run.checkpoint_every == 0 or ending:
+                    position = {**facts, "batches": step}
+                    checkpoints.save(state, step=step, data=position, config=run.config)
+            checkpoints.wait()
+        if stop.name:
+            _log.warning(
+                "%s received: step %d is saved; the same command goes on from there.",
+                stop.name,
+                step,
+            )
+        return Outcome(step, row, stop.name)
+
+    def _compile(
+        self, state: TrainState, frozen: Any, arrays: Mapping[str, jax.Array], key: jax.Array
+    ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+        """Compiles the step for the first batch's layout, and says how long it took."""
+        check_batch(self._system, arrays)
+        begin = time.perf_counter()
+        run = self._run
+        compiled = (
+            jax.jit(
+                make_train_step(self._system, run.tx, run.schedule, run.options),
+                # As the input's, or the second call would meet another layout.
+                out_shardings=(jax.tree.map(lambda x: x.sharding, state), None),
+                donate_argnums=0,
+            )
+            .lower(state, frozen, arrays, key)
+            .compile()
+        )
+        _log.info("Compiled the train step in %.1f s.", time.perf_counter() - begin)
+        return compiled
+
+    def _throughput(self, arrays: Mapping[str, jax.Array], videos: int) -> metrics_lib.Throughput:
+        return metrics_lib.Throughput(
+            clips=arrays["index"].shape[0],
+            videos=videos,
+            train_flops=self._system.train_flops,
+            peak_flops=metrics_lib.chip_peak_flops(self._run.peak_tflops),
+        )
+
+    def _check_finite(self, row: Mapping[str, float], step: int) -> None:
+        if row["skipped_in_a_row"] >= self._run.max_skipped_in_a_row:
+            raise NonFiniteError(
+                f"{int(row['skipped_in_a_row'])} updates in a row up to step {step} had a "
+                f"non-finite loss or gradient; their clips are in {self._workdir}/skipped.*.jsonl. "
+                "Lower optim.base_lr, set optim.clip_norm, or look at those clips; the last "
+                "checkpoint before is kept"
+            )
+
+    def _picture(
+        self,
+        state: TrainState,
+        arrays: Mapping[str, jax.Array],
+        key: jax.Array,
+        step: int,
+        writer: metrics_lib.Writer,
+    ) -> None:
+        if self._draw is None:
+            return
+        image = self._draw(state.params, arrays, key)
+        if jax.process_index() == 0:
+            folder = pathlib.Path(self._workdir) / "pictures"
+            folder.mkdir(exist_ok=True)
+            Image.fromarray(image).save(folder / f"step_{step:08d}.png")
+            writer.picture("reconstruction", image, step)
+
+
+def check_batch(system: System, arrays: Mapping[str, Any]) -> None:
+    """Compares a batch with what the system consumes, before the first compile.
 
     Raises:
-      NonFiniteError, DataStalledError, CheckpointError and whatever the pipeline raises.
+      ValueError: a missing array, or another shape or dtype.
     """
-    stop = StopSignal()
-    mesh = make_mesh(run.fsdp)
-    with jax.set_mesh(mesh):
-        # Set-up that takes long runs before the pipeline opens; its processes would idle.
-        checkpoints = Checkpoints(workdir, keep_last=run.keep_last, keep_every=run.keep_every)
-        state, frozen, position = _initial_state(system, run, mesh, checkpoints, init_params)
-        step = int(state.step)
-        pipeline = open_pipeline(step)
-        try:
-            if position is not None:
-                check_position(position, pipeline.state())
-            return _loop(
-                system, run, workdir, mesh, checkpoints, pipeline, draw, state, frozen, stop
-            )
-        finally:
-            pipeline.close()
-            checkpoints.close()
-
-
-def _initial_state(system, run, mesh, checkpoints, init_params):
-    """Newest checkpoint, else `init_from`, else random; and the frozen tree."""
-    init = make_init(system.init, run.tx, ema=bool(run.options.ema_decay))
-    key = jax.random.key(run.seed)
-    abstract = jax.eval_shape(init, key)
-    shardings = state_shardings(abstract, mesh)
-    abstract = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
-    )
-    frozen = None
-    if system.init_frozen is not None:
-        layout = state_shardings(jax.eval_shape(system.init_frozen, key), mesh)
-        frozen = jax.jit(system.init_frozen, out_shardings=layout)(key)
-
-    restored = checkpoints.restore_latest(abstract)
-    if restored is not None:
-        state, position, meta = restored
-        logging.info(
-            "Resumed from the checkpoint of step %d (written with vmae_jax %s).",
-            int(state.step), meta["versions"]["vmae_jax"],
-        )  # fmt: skip
-        return state, frozen, position
-    if init_params is None:
-        return jax.jit(init, out_shardings=shardings)(key), frozen, None
-    params = init_params(abstract.params)
-    from_params = make_init(lambda _: params, run.tx, ema=bool(run.options.ema_decay))
-    return jax.jit(from_params, out_shardings=shardings)(key), frozen, None
-
-
-def _loop(system, run, workdir, mesh, checkpoints, pipeline, draw, state, frozen, stop) -> Outcome:
-    key = jax.random.fold_in(jax.random.key(run.seed), 1)  # 0 made the parameters
-    train_step = jax.jit(
-        make_train_step(system, run.tx, run.schedule, run.options),
-        # As the inputs', or the second call would meet another layout.
-        out_shardings=(jax.tree.map(lambda x: x.sharding, state), None),
-        donate_argnums=0,
-    )
-    first = step = int(state.step)
-    last = min(run.stop_after or run.total_steps, run.total_steps)
-    writer = metrics_lib.Writer(
-        workdir, total_steps=run.total_steps, first_step=first, wandb_project=run.wandb_project
-    )
-    feed = DeviceFeed(pipeline, batch_sharding(mesh), timeout_s=run.stall_timeout_s)
-    facts = pipeline.state()
-    pending: list[dict[str, jax.Array]] = []  # device scalars of the steps since the last log
-    clips: dict[int, list[str]] = {}  # names of the clips of those steps
-    decode_failures = 0
-    row: dict[str, float] = {}
-    saved_at = first if first else -1
-    throughput = None
-    try:
-        while step < last and not stop.name:
-            delivery = feed.next()
-            if throughput is None:
-                throughput, compiled = _compile(
-                    train_step, system, run, state, frozen, delivery, key, pipeline
-                )
-            state, values = compiled(state, frozen, delivery.arrays, key)
-            step += 1
-            throughput.add(delivery.wait_s)
-            pending.append(values)
-            clips[step] = pipeline.names(delivery.host)
-            decode_failures += len(delivery.host.failures)
-            if step == first + 1:
-                jax.block_until_ready(values["loss"])
-                throughput.restart()  # the first step warms up and fills the queues
-
-            stopping = step == last or bool(stop.name)
-            if step % run.log_every == 0 or stopping:
-                fetched = jax.device_get(pending)  # the only wait for the device
-                row = _mean_row(fetched) | throughput.row(run.total_steps - step)
-                row["decode_failures"] = decode_failures
-                writer.write(step, row)
-                _report_skipped(workdir, step, fetched, clips)
-                pending, clips = [], {}
-                if row["skipped_in_a_row"] >= run.max_skipped_in_a_row:
-                    raise NonFiniteError(
-                        f"{int(row['skipped_in_a_row'])} updates in a row had a non-finite loss or "
-                        f"gradient (step {step}); their clips are listed in {workdir}/skipped.jsonl. "
-                        "Lower optim.base_lr, set optim.clip_norm, or look at those clips; the last "
-                        "good checkpoint is kept"
-                    )
-            if draw and run.picture_every and (step % run.picture_every == 0 or step == last):
-                _picture(draw, system, state, delivery, key, workdir, step, writer)
-                throughput.restart()
-            if step % run.checkpoint_every == 0 or stopping:
-                checkpoints.save(
-                    state, step=step, data={**facts, "consumed_batches": step}, config=run.config
-                )
-                saved_at = step
-        checkpoints.wait()
-        if stop.name:
-            logging.warning(
-                "%s received: saved step %d and stopped; the same command goes on from there.",
-                stop.name, saved_at,
-            )  # fmt: skip
-        return Outcome(step, row, stop.name)
-    finally:
-        feed.close()
-        writer.close()
-
-
-def _compile(train_step, system, run, state, frozen, delivery, key, pipeline):
-    """Compiles the step for the first batch's layout, and says how long it took."""
-    _check_batch(system, delivery.arrays)
-    begin = time.perf_counter()
-    compiled = train_step.lower(state, frozen, delivery.arrays, key).compile()
-    logging.info("Compiled the train step in %.1f s.", time.perf_counter() - begin)
-    clips = delivery.arrays["video"].shape[0]
-    throughput = metrics_lib.Throughput(
-        clips=clips,
-        videos=pipeline.batch_videos,
-        train_flops=system.train_flops,
-        peak_flops=metrics_lib.chip_peak_flops(run.peak_tflops),
-    )
-    return throughput, compiled
-
-
-def _check_batch(system: System, arrays: Mapping[str, jax.Array]) -> None:
     for name, spec in system.batch_spec.items():
         if name not in arrays:
             raise ValueError(f"{system.name} needs {name!r} in a batch; it has {sorted(arrays)}")
-        got = (arrays[name].shape[1:], arrays[name].dtype.name)
-        if got != (spec.shape, spec.dtype):
+        shape, dtype = tuple(arrays[name].shape[1:]), str(arrays[name].dtype)
+        if (shape, dtype) != (spec.shape, spec.dtype):
             raise ValueError(
-                f"batch[{name!r}] is {got[1]} {got[0]} per clip; {system.name} expects "
-                f"{spec.dtype} {spec.shape}: data.frames, data.size and model must agree"
+                f"batch[{name!r}] is {dtype} {shape} per clip; {system.name} expects {spec.dtype} "
+                f"{spec.shape}: config.data and config.model must agree"
             )
 
 
-# Averaged over an interval; the rest is reported as of its last step.
-_AVERAGED_EXCEPT = ("lr", "param_norm", "skipped_total", "skipped_in_a_row")
+class _Interval:
+    """Metrics (still on the device) and clip names of the steps since the last log."""
+
+    def __init__(self) -> None:
+        self._steps: list[int] = []
+        self._values: list[Any] = []
+        self._clips: list[list[str]] = []
+
+    def add(self, step: int, values: dict[str, jax.Array], clips: list[str]) -> None:
+        self._steps.append(step)
+        self._values.append(values)
+        self._clips.append(clips)
+
+    def fetch(self) -> dict[str, float]:
+        """Reads all values at once: averages over the good updates, or the latest of a counter."""
+        self._values = jax.device_get(self._values)
+        good = [values for values in self._values if not values["skipped"]] or self._values
+        row = {}
+        for name, latest in self._values[-1].items():
+            if name in _LATEST:
+                row[name] = float(latest)
+            elif name == "skipped":
+                row[name] = float(sum(values[name] for values in self._values))
+            else:
+                row[name] = float(np.mean([values[name] for values in good], dtype=np.float64))
+        return row
+
+    def report_skipped(self, workdir: str) -> None:
+        """Writes down the clips of updates that were skipped; call after `fetch`."""
+        rows = zip(self._steps, self._values, self._clips, strict=True)
+        bad = [(step, clips) for step, values, clips in rows if values["skipped"]]
+        if not bad:
+            return
+        path = pathlib.Path(workdir) / f"skipped.{jax.process_index()}.jsonl"
+        with path.open("a", encoding="utf-8") as file:
+            for step, clips in bad:
+                file.write(json.dumps({"step": step, "clips": clips}) + "\n")
+        steps = [step for step, _ in bad]
+        _log.error("Skipped %d non-finite update(s), steps %s; clips in %s.", len(bad), steps, path)
 
 
-def _mean_row(fetched: list[dict[str, np.ndarray]]) -> dict[str, float]:
-    """Metrics of the last step, those that vary from batch to batch as means over the interval.
-
-    Updates that were skipped count in `skipped` and in nothing else.
-    """
-    good = [values for values in fetched if not values["skipped"]] or fetched
-    row = {}
-    for name, value in fetched[-1].items():
-        if name in _AVERAGED_EXCEPT:
-            row[name] = float(value)
-        elif name == "skipped":
-            row[name] = float(sum(values[name] for values in fetched))
-        else:
-            row[name] = float(np.mean([values[name] for values in good], dtype=np.float64))
-    return row
-
-
-def _report_skipped(workdir, step, fetched, clips) -> None:
-    """Writes down which clips were in the updates that were skipped."""
-    bad = [step - len(fetched) + 1 + i for i, values in enumerate(fetched) if values["skipped"]]
-    if not bad:
-        return
-    path = pathlib.Path(workdir) / f"skipped.{jax.process_index()}.jsonl"
-    with path.open("a", encoding="utf-8") as file:
-        for number in bad:
-            file.write(json.dumps({"step": number, "clips": clips[number]}) + "\n")
-    logging.error("Skipped %d non-finite update(s) (%s); clips in %s.", len(bad), bad, path)
-
-
-def _picture(draw, system, state, delivery, key, workdir, step, writer) -> None:
-    image = draw(system, state.params, delivery.arrays, key)
-    if jax.process_index() == 0:
-        from PIL import Image
-
-        folder = pathlib.Path(workdir) / "pictures"
-        folder.mkdir(exist_ok=True)
-        Image.fromarray(image).save(folder / f"step_{step:08d}.png")
-        writer.picture("reconstruction", image, step)
+# Reported as of the last step of an interval; everything else is averaged over it.
+_LATEST = ("lr", "param_norm", "skipped_total", "skipped_in_a_row")

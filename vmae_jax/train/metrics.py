@@ -1,6 +1,7 @@
 """Where the numbers of a run go: JSONL, TensorBoard, W&B if asked for, and the terminal."""
 
 import json
+import logging
 import math
 import pathlib
 import sys
@@ -10,9 +11,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+_log = logging.getLogger(__name__)
 
 # Datasheet bf16 peaks in TFLOP/s per chip, by a part of jax's device_kind, more specific first.
 PEAK_TFLOPS = (
@@ -38,7 +40,7 @@ def chip_peak_flops(configured_tflops: float) -> float | None:
 
 
 def device_memory_gib() -> float | None:
-    """Peak bytes in use on the fullest local device, in GiB; None where it is not reported (CPU)."""
+    """Peak GiB in use on the fullest local device; None where it is not reported (CPU)."""
     peaks = [(d.memory_stats() or {}).get("peak_bytes_in_use") for d in jax.local_devices()]
     known = [p for p in peaks if p is not None]
     return max(known) / 2**30 if known else None
@@ -50,7 +52,7 @@ class Writer:
     def __init__(
         self, workdir: str, *, total_steps: int, first_step: int, wandb_project: str = ""
     ) -> None:
-        """Opens `metrics.jsonl` and the TensorBoard files, dropping rows a lost stretch left behind.
+        """Opens `metrics.jsonl` and TensorBoard files; drops rows that a lost stretch left behind.
 
         Args:
           workdir: folder of the run.
@@ -90,7 +92,7 @@ class Writer:
             self._bar.update(step - self._bar.n)
             self._bar.set_postfix_str(line)
         else:
-            logging.info("step %d  %s", step, line)
+            _log.info("step %d  %s", step, line)
 
     def picture(self, name: str, image: np.ndarray, step: int) -> None:
         """Adds a picture, uint8 [H, W, 3], to TensorBoard."""
@@ -117,7 +119,7 @@ def _short(value: float) -> str:
 
 
 def _drop_rows_after(path: pathlib.Path, step: int) -> None:
-    """A killed run may have logged steps that its last checkpoint does not hold; they come again."""
+    """A killed run may have logged steps after its last checkpoint; they come again."""
     if not path.exists():
         return
     kept = []
@@ -125,7 +127,7 @@ def _drop_rows_after(path: pathlib.Path, step: int) -> None:
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
-            logging.warning("%s: dropped a line cut off by a crash: %.80s", path, line)
+            _log.warning("%s: dropped a line cut off by a crash: %.80s", path, line)
             continue
         if row["step"] <= step:
             kept.append(line + "\n")
@@ -149,7 +151,7 @@ class Throughput:
     """Turns step counts and waits since the last log into rates."""
 
     def __init__(self, *, clips: int, videos: int, train_flops: float, peak_flops: float | None):
-        """Args: clips and videos per step, training FLOPs per clip, one chip's peak FLOP/s or None."""
+        """Takes clips and videos per step, training FLOPs per clip, a chip's peak or None."""
         self._clips, self._videos = clips, videos
         self._flops, self._peak = train_flops, peak_flops
         self.restart()

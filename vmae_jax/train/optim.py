@@ -1,4 +1,4 @@
-"""AdamW as released: which parameters decay, how fast each layer learns, how gradients are clipped."""
+"""AdamW as released: what decays, how fast each layer learns, how gradients are clipped."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -78,7 +78,7 @@ def adamw_direction(
 
 
 def clip_factor(norm: jax.Array, max_norm: float) -> jax.Array:
-    """Factor that brings gradients of global norm `norm` down to `max_norm`; 1 where `max_norm` is 0.
+    """Factor that brings gradients of norm `norm` down to `max_norm`; 1 where that is 0.
 
     The 1e-6 is PyTorch's, and not negligible beside ViT-g's limit of 0.02.
     """

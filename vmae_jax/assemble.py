@@ -1,0 +1,114 @@
+"""From a config to live parts: pipeline, starting weights, run. Used by main and the tools."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from vmae_jax import config as config_lib
+from vmae_jax.data.manifest import read_manifest
+from vmae_jax.data.pipeline import ClipPipeline, PipelineOptions
+from vmae_jax.train import optim
+from vmae_jax.train.checkpoints import load_params
+from vmae_jax.train.loop import Run
+from vmae_jax.train.schedules import warmup_cosine
+from vmae_jax.train.step import StepOptions
+
+# Fields of config.data that the device or the loop uses, not the pipeline.
+_NOT_THE_PIPELINES = ("flip", "mean", "std", "published_videos")
+
+
+def pipeline_options(config: ConfigDict) -> PipelineOptions:
+    """The host pipeline's options, read off `config.data`.
+
+    Raises:
+      ConfigError: no manifest is given.
+    """
+    if not config.data.manifest:
+        raise config_lib.ConfigError(
+            "config.data.manifest is empty: give a list of videos with "
+            "--config.data.manifest=FILE (formats: docs/data.md)"
+        )
+    fields = {k: v for k, v in config.data.items() if k not in _NOT_THE_PIPELINES}
+    fields["root"] = fields["root"] or str(pathlib.Path(config.data.manifest).parent)
+    if fields["workers"] < 0:
+        fields["workers"] = min(max((os.cpu_count() or 1) - 1, 1), 16)
+    return PipelineOptions(**fields)
+
+
+def count_videos(config: ConfigDict) -> int:
+    """Videos in the manifest.
+
+    Raises:
+      ManifestError: a line that cannot be used, by file, line and column.
+    """
+    options = pipeline_options(config)
+    return len(read_manifest(options.manifest, root=options.root, style=options.style))
+
+
+def open_pipeline(config: ConfigDict, *, start_step: int) -> ClipPipeline:
+    """This process's share of the clips, beginning with the batch of `start_step`."""
+    return ClipPipeline(
+        pipeline_options(config),
+        batch_videos=config.train.batch_videos,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        start_step=start_step,
+    )
+
+
+def make_run(config: ConfigDict, plan: config_lib.Plan) -> Run:
+    """Optimizer, schedule and intervals of a run."""
+
+    def schedule(step: jax.Array) -> jax.Array:
+        return warmup_cosine(
+            step,
+            peak=plan.peak_lr,
+            floor=plan.floor_lr,
+            warmup_steps=plan.warmup_steps,
+            total_steps=plan.total_steps,
+        )
+
+    train = config.train
+    return Run(
+        total_steps=plan.total_steps,
+        schedule=schedule,
+        tx=optim.adamw_direction(
+            betas=config.optim.betas,
+            eps=config.optim.eps,
+            weight_decay=config.optim.weight_decay,
+        ),
+        options=StepOptions(
+            clip_norm=config.optim.clip_norm,
+            accumulate=config.optim.accumulate,
+            ema_decay=config.optim.ema_decay,
+        ),
+        seed=config.seed,
+        fsdp=config.mesh.fsdp,
+        max_skipped_in_a_row=config.optim.max_skipped_in_a_row,
+        stall_timeout_s=config.data.stall_timeout_s,
+        config=config.to_dict(),
+        **{
+            field.name: train[field.name]
+            for field in dataclasses.fields(Run)
+            if field.name in train
+        },
+    )
+
+
+def initial_weights(config: ConfigDict) -> Callable[[Any], Any] | None:
+    """How to get the weights that `config.init_from` names; None where it names none.
+
+    Returns:
+      abstract parameters (with shardings) -> parameters. It raises CheckpointError or
+      ConvertError, which list the names or shapes that do not fit.
+    """
+    path = config.init_from
+    if not path:
+        return None
+    return lambda abstract: load_params(path, abstract)

@@ -1,0 +1,121 @@
+r"""Trains a system from a config: `python -m vmae_jax.main --config=FILE.py --workdir=DIR`.
+
+The same command in the same workdir goes on where it stopped. Fields are overridden by flags:
+    python -m vmae_jax.main --config=configs/v2_vitb.py --workdir=runs/b \
+        --config.data.manifest=train.csv --config.train.batch_videos=64
+"""
+
+import logging
+import pathlib
+
+import jax
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import ConfigDict, config_flags
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from vmae_jax import assemble, systems
+from vmae_jax import config as config_lib
+from vmae_jax.data.manifest import ManifestError
+from vmae_jax.data.pipeline import ClipPipeline, PipelineError
+from vmae_jax.data.video import VideoError
+from vmae_jax.evals.reconstruct import make_draw
+from vmae_jax.train.checkpoints import CheckpointError
+from vmae_jax.train.feed import DataStalledError
+from vmae_jax.train.loop import NonFiniteError, Outcome, Trainer
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Recipe, e.g. configs/v2_vitb.py or configs/v2_vitb.py:smoke.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if it is not there.")
+
+# What a user can put right: told in a sentence, without a traceback.
+_USER_ERRORS = (
+    config_lib.ConfigError,
+    ManifestError,
+    VideoError,
+    PipelineError,
+    CheckpointError,
+    DataStalledError,
+    NonFiniteError,
+)
+_EXIT_ON_SIGNAL = 143  # what a shell reports of a process ended by SIGTERM
+
+_log = logging.getLogger("vmae_jax.main")
+
+
+def run(config: ConfigDict, workdir: str) -> Outcome:
+    """Validates a config, opens its parts and trains.
+
+    Args:
+      config: recipe; checked here.
+      workdir: folder of the run.
+
+    Raises:
+      ConfigError, ManifestError, CheckpointError, DataStalledError, NonFiniteError.
+    """
+    config_lib.validate(config)
+    system = systems.build(config)
+    num_videos = assemble.count_videos(config)
+    plan = config_lib.plan(config, num_videos)
+    folder = pathlib.Path(workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() == 0:
+        (folder / "config.json").write_text(config_lib.to_json(config), encoding="utf-8")
+    _describe(config, plan, num_videos)
+    draw = make_draw(system, num_clips=min(4, plan.clips_per_step)) if system.reconstruct else None
+    trainer = Trainer(system, assemble.make_run(config, plan), workdir, draw=draw)
+    return trainer.fit(
+        lambda step: assemble.open_pipeline(config, start_step=step),
+        ClipPipeline.check_state,
+        assemble.initial_weights(config),
+    )
+
+
+def _describe(config: ConfigDict, plan: config_lib.Plan, num_videos: int) -> None:
+    """Logs the numbers that follow from the recipe, before anything slow begins."""
+    published = config.data.published_videos
+    if published and num_videos != published:
+        _log.info("The manifest has %d videos; the published set %d.", num_videos, published)
+    _log.info(
+        "%d steps of %d videos (%d clips), %d per epoch; warm-up %d steps to lr %.3g, floor %.3g.",
+        plan.total_steps,
+        config.train.batch_videos,
+        plan.clips_per_step,
+        plan.steps_per_epoch,
+        plan.warmup_steps,
+        plan.peak_lr,
+        plan.floor_lr,
+    )
+    _log.info("%d %s device(s).", jax.device_count(), jax.local_devices()[0].device_kind)
+
+
+def _main(argv: list[str]) -> int:
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}; fields are set as --config.a.b=value")
+    # In place of absl's handler: one short line a message, and of the libraries only warnings.
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
+    )
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    logging.getLogger("vmae_jax").setLevel(logging.INFO)
+    try:
+        with logging_redirect_tqdm():
+            outcome = run(_CONFIG.value, _WORKDIR.value)
+    except _USER_ERRORS as error:
+        _log.error("%s: %s", type(error).__name__, error)
+        return 1
+    if outcome.signal:
+        return _EXIT_ON_SIGNAL
+    _log.info("Done: step %d in %s.", outcome.step, _WORKDIR.value)
+    return 0
+
+
+def main() -> None:
+    """Entry point of the command line."""
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(_main)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""VideoMAE and VideoMAE V2: predict the pixels of hidden tubelets from a few visible ones.
+
+V2 is VideoMAE with a decoder mask: the decoder predicts only part of the positions, and the loss
+counts those of them that the encoder did not see.
+
+Source: VideoMAE (arXiv:2203.12602), VideoMAE V2 (arXiv:2303.16727) and their released code.
+"""
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from vmae_jax.config import token_counts
+from vmae_jax.models import flops
+from vmae_jax.models.functional import Functional, functional
+from vmae_jax.models.layers import StackOptions
+from vmae_jax.models.mae import MaskedAutoencoder
+from vmae_jax.ops import masking
+from vmae_jax.ops.attention import choose_attention
+from vmae_jax.ops.losses import Ratio, masked_mse, pixel_targets
+from vmae_jax.ops.patches import patchify, unpatchify
+from vmae_jax.ops.preprocess import flip, normalise, unit_range
+from vmae_jax.ops.tokens import gather, scatter
+from vmae_jax.systems.base import ArraySpec, Batch, Params, System
+from vmae_jax.variants import StackSpec
+
+
+def build(config: ConfigDict) -> System:
+    """The system that a validated config describes."""
+    counts = token_counts(config)
+    network = make_network(config)
+    macs = flops.mae_macs(
+        _spec(config.model.encoder),
+        _spec(config.model.decoder),
+        visible=counts.visible,
+        targets=counts.targets,
+        values=counts.patch_values,
+    )
+    tubelet, channels = config.model.tubelet, config.model.channels
+
+    def targets(frozen: Params, batch: Batch, keys: jax.Array) -> Batch:
+        """Adds masks, the visible patches and what is to be predicted of the others.
+
+        Patches are gathered as uint8 before anything is computed, so that pixels which nobody
+        uses are never converted.
+        """
+        masks = masking.pretraining_masks(
+            keys, grid=counts.grid, encoder=config.masking.encoder, decoder=config.masking.decoder
+        )
+        patches = patchify(flipped(batch["video"], keys), tubelet)
+        visible = gather(patches, masks.visible_idx)
+        hidden = unit_range(gather(patches, masks.target_idx))
+        return {
+            "visible": normalise(visible, mean=config.data.mean, std=config.data.std),
+            "visible_idx": masks.visible_idx,
+            "target": pixel_targets(
+                hidden, channels=channels, normalize=config.masking.normalize_target
+            ),
+            "target_idx": masks.target_idx,
+            "weight": masks.weight,
+        }
+
+    def flipped(video: jax.Array, keys: jax.Array) -> jax.Array:
+        flip_keys = jax.vmap(lambda key: jax.random.fold_in(key, 2))(keys)
+        return flip(video, flip_keys, 0.5 if config.data.flip else 0.0)
+
+    def loss(
+        params: Params, batch: Batch, keys: jax.Array, train: bool
+    ) -> tuple[Ratio, dict[str, Ratio]]:
+        drop_keys = jax.vmap(lambda key: jax.random.fold_in(key, 3))(keys) if train else None
+        pred = network.apply(
+            params,
+            batch["visible"],
+            batch["visible_idx"],
+            batch["target_idx"],
+            grid=counts.grid,
+            keys=drop_keys,
+        )
+        return masked_mse(pred, batch["target"], batch["weight"]), {}
+
+    def reconstruct(params: Params, batch: Batch, keys: jax.Array) -> dict[str, jax.Array]:
+        """Videos to look at; every hidden token is predicted, whatever the decoder mask."""
+        masks = masking.pretraining_masks(keys, grid=counts.grid, encoder=config.masking.encoder)
+        patches = patchify(batch["video"], tubelet)
+        visible = normalise(
+            gather(patches, masks.visible_idx), mean=config.data.mean, std=config.data.std
+        )
+        pred = network.apply(
+            params, visible, masks.visible_idx, masks.target_idx, grid=counts.grid
+        ).astype(jnp.float32)
+        original = unit_range(patches)
+        hidden = gather(original, masks.target_idx)
+        tokens = original.shape[1]
+
+        def video(replacement: jax.Array) -> jax.Array:
+            predicted = scatter(jnp.ones_like(hidden, bool), masks.target_idx, tokens)
+            filled = scatter(replacement, masks.target_idx, tokens)
+            shown = jnp.where(predicted, filled, original)
+            return jnp.clip(unpatchify(shown, counts.grid, tubelet, channels), 0.0, 1.0)
+
+        videos = {"original": video(hidden), "masked": video(jnp.full_like(hidden, 0.5))}
+        if not config.masking.normalize_target:
+            return {**videos, "prediction": video(pred)}
+        return {
+            **videos,
+            "raw prediction, grey = patch mean": video(0.5 + 0.2 * pred),
+            "prediction with true patch statistics": video(
+                _with_statistics_of(pred, hidden, channels)
+            ),
+        }
+
+    size = (config.data.frames, *config.data.size, channels)
+    return System(
+        name=config.system,
+        init=network.init,
+        targets=targets,
+        loss=loss,
+        batch_spec={"video": ArraySpec(size, "uint8"), "index": ArraySpec((), "int32")},
+        compute_dtype=config.model.dtype,
+        macs=macs,
+        train_flops=flops.training_flops(macs),
+        reconstruct=reconstruct,
+    )
+
+
+def make_network(config: ConfigDict) -> Functional:
+    """The network alone, as pure functions."""
+    counts = token_counts(config)
+    return functional(
+        lambda rngs: MaskedAutoencoder(
+            _spec(config.model.encoder),
+            _spec(config.model.decoder),
+            values=counts.patch_values,
+            encoder_options=stack_options(config.model, "encoder"),
+            decoder_options=stack_options(config.model, "decoder"),
+            rngs=rngs,
+        )
+    )
+
+
+def stack_options(model: ConfigDict, stack: str) -> StackOptions:
+    """How the blocks of one stack ("encoder" or "decoder") are built and run on this machine."""
+    part = model[stack]
+    return StackOptions(
+        cosine_attention=model.cosine_attention,
+        layer_scale=model.layer_scale,
+        gelu=model.gelu,
+        drop_path=part.drop_path,
+        attention=choose_attention(
+            part.attention, stack=stack, platform=jax.default_backend(), dtype=model.dtype
+        ),
+        dtype=model.dtype,
+        remat=part.remat,
+        scan=model.layers == "scan",
+    )
+
+
+def _spec(part: ConfigDict) -> StackSpec:
+    return StackSpec(part.width, part.depth, part.heads, part.mlp_ratio)
+
+
+def _with_statistics_of(pred: jax.Array, hidden: jax.Array, channels: int) -> jax.Array:
+    """Undoes the per-patch normalisation with the mean and deviation of the true patches."""
+    pixels = hidden.reshape(*hidden.shape[:2], -1, channels)
+    mean = pixels.mean(axis=2, keepdims=True)
+    deviation = pixels.std(axis=2, ddof=1, keepdims=True) + 1e-6
+    return (pred.reshape(pixels.shape) * deviation + mean).reshape(hidden.shape)
