@@ -277,7 +277,7 @@ def _read_csv(text: str, place: _Place) -> list[tuple]:
     try:
         for fields in reader:
             number = reader.line_num
-            if not any(field.strip() for field in fields):
+            if len(fields) < 2 and not "".join(fields).strip():  # an empty line
                 continue
             if header is None:
                 header = _csv_header(fields, number, place)

@@ -46,6 +46,7 @@ _ATTEMPTS = 8  # videos tried for one place in a batch before the run stops
 _REASON_BYTES = 200
 _LOGGED_FAILURES = 20
 _GUARD_SLACK_S = 5.0  # the limit inside `video` speaks first; the guard is for what it cannot see
+_START_S = 120.0
 _ENDLESS = 2**40  # elements; a run takes what it needs
 _CHUNK_BYTES = 64 << 20  # of one message from a worker, when its size is left open
 
@@ -372,11 +373,14 @@ class ClipPipeline:
     def _next_chunk(self) -> dict[str, np.ndarray]:
         if self._fetcher is None:
             return next(self._iterator)
+        limit_s = self._options.stall_timeout_s
+        if not self._videos_seen:
+            limit_s = max(limit_s, _START_S)  # workers are still starting
         try:
-            return self._fetcher.get(self._options.stall_timeout_s)
+            return self._fetcher.get(limit_s)
         except queue.Empty:
             raise PipelineError(
-                f"No batch came for {self._options.stall_timeout_s:g} s. {self._whereabouts()} "
+                f"No batch came for {limit_s:g} s. {self._whereabouts()} "
                 "Check the storage, or raise stall_timeout_s."
             ) from None
         except RuntimeError as error:

@@ -240,6 +240,9 @@ class _Reader:
         if self._codec is None:
             raise VideoError(path, "is in a codec that this build of FFmpeg does not know")
         self._codec.thread_count = 1  # parallelism comes from workers, one thread each
+        if self._codec.name in ("h264", "hevc"):
+            # Otherwise these patch damaged pictures with guesses and say nothing.
+            self._codec.options = {"err_detect": "explode"}
         self._check_size(self._codec.width, self._codec.height)
         self._converter = VideoReformatter()
         self._list_packets(container)
@@ -332,6 +335,8 @@ class _Reader:
 
     def _usable(self, start: float | None, end: float | None) -> tuple[int, int]:
         """The half-open range of frames whose times lie in [start, end)."""
+        if start is None and end is None:
+            return 0, len(self._shown_pts)
         origin, unit = self._shown_pts[0], self._stream.time_base
         times = np.array([float((p - origin) * unit) for p in self._shown_pts])
         return self._range(times, start, end)

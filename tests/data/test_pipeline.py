@@ -1,0 +1,402 @@
+"""Batches depend on seed and step only; bad videos, dead and stuck workers are dealt with."""
+
+import dataclasses
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vmae_jax.data import guard
+from vmae_jax.data.manifest import Clip
+from vmae_jax.data.pipeline import (
+    ClipPipeline,
+    PipelineError,
+    PipelineOptions,
+    choose_frames,
+    crop_frames,
+)
+from vmae_jax.data.video import VideoError, read_frames, write_video
+
+NUM_VIDEOS = 11
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """Small videos of different size and length; label i % 3."""
+    root = tmp_path_factory.mktemp("videos")
+    rng = np.random.default_rng(0)
+    lines = []
+    for i in range(NUM_VIDEOS):
+        height, width, count = 40 + 4 * (i % 3), 48 + 4 * (i % 2), 6 + 5 * i
+        noise = rng.integers(0, 256, (count, height // 4, width // 4, 3), np.uint8)
+        write_video(root / f"v{i}.mp4", noise.repeat(4, 1).repeat(4, 2), fps=25, gop=8)
+        lines.append(f"v{i}.mp4 {i % 3}\n")
+    (root / "list.txt").write_text("".join(lines))
+    return root
+
+
+def options(videos, **changes):
+    base = PipelineOptions(
+        manifest=str(videos / "list.txt"), root=str(videos), frames=4, stride=2, size=(32, 32)
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def take(pipeline_options, count, **kwargs):
+    with ClipPipeline(pipeline_options, **{"batch_videos": 4, "seed": 3} | kwargs) as pipeline:
+        return [next(pipeline) for _ in range(count)]
+
+
+def assert_same(batches, others):
+    for batch, other in zip(batches, others, strict=True):
+        np.testing.assert_array_equal(batch.records, other.records)
+        for key in batch.arrays:
+            np.testing.assert_array_equal(batch.arrays[key], other.arrays[key])
+
+
+def test_a_batch_holds_what_is_promised(videos):
+    batch = take(options(videos, repeats=3), 1)[0]
+    video, index, label = (batch.arrays[k] for k in ("video", "index", "label"))
+    assert video.shape == (12, 4, 32, 32, 3) and video.dtype == np.uint8
+    assert index.dtype == label.dtype == np.int32
+    np.testing.assert_array_equal(index, np.arange(12))
+    np.testing.assert_array_equal(label, (batch.records % 3).repeat(3))
+    assert batch.names() == [f"v{i}.mp4" for i in batch.records]
+    assert batch.failures == [] and batch.decode_s > 0
+
+
+def test_a_batch_equals_the_same_steps_done_by_hand(videos):
+    """Twin: order, frames, crops of each video one by one, without grain."""
+    chosen = options(videos, repeats=2)
+    with ClipPipeline(chosen, batch_videos=4, seed=3) as pipeline:
+        batch, order = next(pipeline), pipeline._order
+    for row, record in enumerate(batch.records.tolist()):
+        rng = order.rng(row)
+        clip = Clip(str(videos / f"v{record}.mp4"), 0, None, None, 0, -1)
+        frames = read_frames(
+            clip.path, lambda n, r=rng, c=clip: choose_frames(n, clip=c, options=chosen, rng=r)
+        )
+        for repeat in range(2):
+            want = crop_frames(frames, options=chosen, rng=rng)
+            np.testing.assert_array_equal(batch.arrays["video"][2 * row + repeat], want)
+
+
+def test_index_is_the_place_in_the_epoch_and_epochs_differ(videos):
+    batches = take(options(videos), 4)  # 11 // 4 = 2 steps an epoch
+    indices = [b.arrays["index"].tolist() for b in batches]
+    assert indices == [[0, 1, 2, 3], [4, 5, 6, 7]] * 2
+    epochs = [np.concatenate([b.records for b in batches[i : i + 2]]) for i in (0, 2)]
+    assert all(len(set(epoch.tolist())) == 8 for epoch in epochs)
+    assert not np.array_equal(*epochs)
+
+
+def test_workers_do_not_change_batches(videos):
+    base = take(options(videos, repeats=2), 5)
+    assert_same(base, take(options(videos, repeats=2, workers=1, worker_videos=4), 5))
+    assert_same(base, take(options(videos, repeats=2, workers=4, worker_videos=2), 5))
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_together_read_the_global_batch(videos, count):
+    whole = take(options(videos, repeats=2), 3)
+    parts = [
+        take(options(videos, repeats=2), 3, process_index=i, process_count=count)
+        for i in range(count)
+    ]
+    for step, batch in enumerate(whole):
+        for key, array in batch.arrays.items():
+            joined = np.concatenate([part[step].arrays[key] for part in parts])
+            np.testing.assert_array_equal(joined, array)
+
+
+def test_a_restart_continues_exactly_also_with_other_workers(videos):
+    unbroken = take(options(videos), 5)
+    with ClipPipeline(options(videos), batch_videos=4, seed=3) as pipeline:
+        for _ in range(2):
+            next(pipeline)
+        saved = json.loads(json.dumps(pipeline.state()))
+    assert saved["batches"] == 2
+    with ClipPipeline(options(videos, workers=2), batch_videos=4, seed=3) as fresh:
+        start = ClipPipeline.check_state(saved, fresh.state())
+    assert_same(unbroken[2:], take(options(videos, workers=2), 3, start_step=start))
+
+
+def test_a_late_start_costs_nothing(videos):
+    began = time.perf_counter()
+    batch = take(options(videos), 1, start_step=1_000_000)[0]
+    assert time.perf_counter() - began < 5 and len(batch.records) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "kwargs", "fact"),
+    [
+        ({}, {"seed": 4}, "seed was 3 and is 4"),
+        ({}, {"batch_videos": 8}, "batch_videos was 4 and is 8"),
+        ({"repeats": 2}, {}, "repeats was 1 and is 2"),
+        ({"shuffle": False}, {}, "shuffle was True and is False"),
+    ],
+)
+def test_another_order_is_refused_in_words(videos, changes, kwargs, fact):
+    with ClipPipeline(options(videos), batch_videos=4, seed=3) as pipeline:
+        saved = pipeline.state()
+    arguments = {"batch_videos": 4, "seed": 3} | kwargs
+    with (
+        ClipPipeline(options(videos, **changes), **arguments) as pipeline,
+        pytest.raises(ValueError, match=fact),
+    ):
+        ClipPipeline.check_state(saved, pipeline.state())
+
+
+def test_an_edited_manifest_is_refused(videos, tmp_path):
+    with ClipPipeline(options(videos), batch_videos=4, seed=3) as pipeline:
+        saved = pipeline.state()
+    (tmp_path / "list.txt").write_text(
+        (videos / "list.txt").read_text().replace("v0.mp4 0", "v0.mp4 1")
+    )
+    changed = options(videos, manifest=str(tmp_path / "list.txt"))
+    with (
+        ClipPipeline(changed, batch_videos=4, seed=3) as pipeline,
+        pytest.raises(ValueError, match="manifest_sha256 was"),
+    ):
+        ClipPipeline.check_state(saved, pipeline.state())
+
+
+def test_repeats_share_frames_but_not_crops(videos):
+    """Without a random crop the copies are equal; with it they differ."""
+    plain = take(options(videos, repeats=2, crop="centre"), 1)[0].arrays["video"]
+    np.testing.assert_array_equal(plain[0::2], plain[1::2])
+    cropped = take(options(videos, repeats=2), 2)
+    assert any((b.arrays["video"][0::2] != b.arrays["video"][1::2]).any() for b in cropped)
+
+
+def test_stride_overrides_go_by_path():
+    clips = [Clip(f"/d/{name}/1.mp4", 0, None, None, 0, -1) for name in ("k400", "SomethingV2")]
+    chosen = PipelineOptions("m", "r", stride=4, stride_overrides=((r"SomethingV2", 2),))
+    for clip, stride in zip(clips, (4, 2), strict=True):
+        picked = choose_frames(200, clip=clip, options=chosen, rng=np.random.default_rng(0))
+        assert set(np.diff(picked)) == {stride}
+
+
+def test_frames_in_folders_and_stretches_of_files_are_read_alike(videos, tmp_path):
+    (tmp_path / "f").mkdir()
+    for number in range(1, 41):
+        Image.new("RGB", (32, 32), (5 * number, 0, 0)).save(
+            tmp_path / "f" / f"img_{number:05d}.jpg"
+        )
+    (tmp_path / "list.txt").write_text("f 1 40\n")
+    folder = options(tmp_path, crop="none", sampling="segments")
+    video = take(folder, 1, batch_videos=1)[0].arrays["video"]
+    reds = video[0, :, 0, 0, 0].astype(int) / 5 - 1
+    # one from each quarter of 40 frames; JPEG is off by a level or two
+    assert [round(r) // 10 for r in reds] == [0, 1, 2, 3]
+    (tmp_path / "list.csv").write_text(f"path,start,end\nv{NUM_VIDEOS - 1}.mp4,1.0,1.04\n")
+    stretch = options(videos, manifest=str(tmp_path / "list.csv"), crop="none")
+    video = take(stretch, 1, batch_videos=1)[0].arrays["video"]
+    assert (video[0] == video[0, :1]).all()  # 0.04 s at 25 frames a second: one frame, repeated
+
+
+# --- Bad videos -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def some_bad(videos, tmp_path):
+    """The same list with two bad files in it."""
+    for path in videos.glob("*.mp4"):
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "v3.mp4").unlink()
+    (tmp_path / "v5.mp4").unlink()
+    (tmp_path / "v5.mp4").write_bytes((videos / "v5.mp4").read_bytes()[:500])
+    (tmp_path / "list.txt").write_text((videos / "list.txt").read_text())
+    return tmp_path
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_raise_stops_at_the_first_bad_video_and_names_it(some_bad, workers):
+    with pytest.raises(VideoError, match=r"v[35]\.mp4: (the file does not exist|not a readable)"):
+        take(options(some_bad, workers=workers), 6)
+    assert_no_children()
+
+
+def test_skip_replaces_counts_and_logs(some_bad, caplog):
+    skip = options(some_bad, on_error="skip", max_error_rate=0.9)
+    with caplog.at_level(logging.WARNING):
+        batches = take(skip, 4)
+    failures = [f for b in batches for f in b.failures]
+    assert {f.path for f in failures} == {"v3.mp4", "v5.mp4"}
+    assert {f.reason for f in failures if f.record == 3} == {"the file does not exist"}
+    assert caplog.text.count("Replaced a video") == len(failures)
+    used = np.concatenate([b.records for b in batches])
+    assert len(used) == 16 and not {3, 5} & set(used.tolist())
+    for batch in batches:  # the label is that of the video that is shown
+        np.testing.assert_array_equal(batch.arrays["label"], batch.records % 3)
+        assert batch.arrays["index"].tolist() in ([0, 1, 2, 3], [4, 5, 6, 7])
+    others = take(dataclasses.replace(skip, workers=2, worker_videos=2), 4)
+    assert_same(batches, others)
+    assert [b.failures for b in others] == [b.failures for b in batches]
+
+
+def test_too_many_bad_videos_stop_the_run(some_bad):
+    skip = options(some_bad, on_error="skip", max_error_rate=0.1, min_errors=3)
+    with pytest.raises(
+        PipelineError, match=r"\d of \d+ videos could not be used .* limit is 10.0%"
+    ):
+        take(skip, 50)
+
+
+def test_a_few_bad_videos_do_not_trip_the_limit_early(some_bad):
+    skip = options(some_bad, on_error="skip", max_error_rate=0.01, min_errors=10)
+    assert sum(len(b.failures) for b in take(skip, 4)) >= 2
+
+
+def test_nothing_but_bad_videos_is_an_error(tmp_path):
+    (tmp_path / "list.txt").write_text("a.mp4 0\nb.mp4 0\n")
+    with pytest.raises(PipelineError, match="8 videos in a row could not be used"):
+        take(options(tmp_path, on_error="skip"), 1, batch_videos=1)
+
+
+# --- Dead and stuck workers -----------------------------------------------------------------
+
+
+def assert_no_children():
+    deadline = time.monotonic() + 10
+    while multiprocessing.active_children() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not multiprocessing.active_children()
+
+
+def stuck_folder(tmp_path):
+    """A frame folder whose picture is a pipe: opening it never returns."""
+    (tmp_path / "f").mkdir()
+    for number in range(40):
+        os.mkfifo(tmp_path / "f" / f"img_{number:05d}.jpg")
+    (tmp_path / "list.txt").write_text("f 0 40\n")
+    return options(tmp_path, clip_timeout_s=0.5, workers=1)
+
+
+def test_a_killed_worker_is_an_error_that_says_so(videos):
+    with ClipPipeline(options(videos, workers=1), batch_videos=4, seed=0) as pipeline:
+        next(pipeline)
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGKILL)
+        with pytest.raises(PipelineError, match=r"worker died \(killed.*Worker 0 \(dead\)"):
+            for _ in range(100):
+                next(pipeline)
+    assert_no_children()
+
+
+def test_a_stuck_decoder_ends_the_run_and_names_the_clip(tmp_path, monkeypatch):
+    began = time.monotonic()
+    with pytest.raises(PipelineError, match=r"did not come back in time.*decoding .*/f"):
+        take(stuck_folder(tmp_path), 1, batch_videos=1)
+    assert time.monotonic() - began < 30
+    assert_no_children()
+
+
+def test_a_frozen_worker_ends_the_run_from_outside(videos):
+    chosen = options(videos, workers=1, stall_timeout_s=3.0)
+    with ClipPipeline(chosen, batch_videos=4, seed=0) as pipeline:
+        next(pipeline)
+        (child,) = multiprocessing.active_children()
+        os.kill(child.pid, signal.SIGSTOP)
+        with pytest.raises(PipelineError, match=r"No batch came for 3 s\. Worker 0"):
+            for _ in range(100):
+                next(pipeline)
+    assert_no_children()
+
+
+def test_without_workers_a_stuck_decoder_ends_the_process(tmp_path):
+    chosen = dataclasses.replace(stuck_folder(tmp_path), workers=0)
+    script = f"""
+        from vmae_jax.data.pipeline import *
+        next(ClipPipeline({chosen!r}, batch_videos=1, seed=0))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == guard.EXIT_STUCK
+    assert "The decoder is stuck in" in done.stderr and str(tmp_path / "f") in done.stderr
+
+
+def test_workers_do_not_outlive_a_killed_main_process(videos, tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(
+        textwrap.dedent(f"""
+            import multiprocessing, time
+            from vmae_jax.data.pipeline import *
+            if __name__ == "__main__":
+                pipeline = ClipPipeline({options(videos, workers=2)!r}, batch_videos=4, seed=0)
+                next(pipeline)
+                print(*[c.pid for c in multiprocessing.active_children()], flush=True)
+                time.sleep(60)
+        """)
+    )
+    main = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    workers = [int(pid) for pid in main.stdout.readline().split()]
+    main.kill()
+    main.wait()
+    assert len(workers) == 2
+    deadline = time.monotonic() + 15
+    while any(map(is_running, workers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(is_running, workers))
+
+
+def is_running(pid):
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+
+
+def test_closing_is_repeatable_and_leaves_nothing(videos):
+    pipeline = ClipPipeline(options(videos, workers=2), batch_videos=4, seed=0)
+    next(pipeline)
+    folder = pipeline._folder
+    pipeline.close()
+    pipeline.close()
+    assert not folder.exists()
+    with pytest.raises(PipelineError, match="closed"):
+        next(pipeline)
+    assert_no_children()
+
+
+# --- Options --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"crop": "center"}, "choose one of multi_scale, centre, none"),
+        ({"sampling": "uniform"}, "dense, segments"),
+        ({"on_error": "ignore"}, "raise, skip"),
+        ({"frames": 0}, "frames must be positive"),
+        ({"size": (224,)}, "height, width"),
+        ({"workers": -1}, "workers must be 0 or more"),
+    ],
+)
+def test_bad_options_are_refused_early(changes, message):
+    with pytest.raises(ValueError, match=message):
+        PipelineOptions("m", "r", **changes)
+
+
+def test_batches_that_do_not_fit_are_refused(videos):
+    with pytest.raises(ValueError, match="11 videos do not fill one batch of 12"):
+        ClipPipeline(options(videos), batch_videos=12, seed=0)
+    with pytest.raises(ValueError, match="worker_videos=3 does not divide the 4 videos"):
+        ClipPipeline(options(videos, worker_videos=3), batch_videos=4, seed=0)
+
+
+def test_no_jax_in_the_data_package():
+    modules = "vmae_jax.data.pipeline, vmae_jax.tools.check_data"
+    code = f"import sys, {modules}; assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,106 @@
+"""Crops: the released multi-scale rule, and cut-then-resize."""
+
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vmae_jax.data.transforms import Box, centre_crop_box, crop_resize, multi_scale_crop_box
+
+SCALES = (1.0, 0.875, 0.75, 0.66)
+
+
+def all_boxes(height, width, size=(224, 224), draws=6000):
+    rng = np.random.default_rng(0)
+    return [
+        multi_scale_crop_box(height, width, size=size, scales=SCALES, rng=rng) for _ in range(draws)
+    ]
+
+
+def test_ten_pairs_of_sides_and_thirteen_places():
+    boxes = all_boxes(256, 340)
+    # int(256 s) = 256, 224, 192, 168; neighbours may mix
+    sides = [256, 224, 192, 168]
+    pairs = {
+        (sides[j], sides[i]) for i, j in itertools.product(range(4), repeat=2) if abs(i - j) < 2
+    }
+    assert {(b.width, b.height) for b in boxes} == pairs and len(pairs) == 10
+    # for 192 x 168: steps (340 - 192) // 4 = 37 and (256 - 168) // 4 = 22
+    places = {(b.left, b.top) for b in boxes if (b.width, b.height) == (192, 168)}
+    assert places == {
+        *((0, 0), (148, 0), (0, 88), (148, 88), (74, 44)),  # corners and centre
+        *((0, 44), (148, 44), (74, 88), (74, 0)),  # edges
+        *((37, 22), (111, 22), (37, 66), (111, 66)),  # quarters
+    }
+
+
+def test_pairs_and_places_are_equally_likely():
+    boxes = all_boxes(256, 340, draws=13_000)
+    _, counts = np.unique([(b.width, b.height) for b in boxes], axis=0, return_counts=True)
+    assert np.abs(counts - 1300).max() < 175  # five standard deviations of 34
+    # 13 places; those of a crop as tall as the frame fall together, so look at the smallest
+    small = [(b.left, b.top) for b in boxes if (b.width, b.height) == (168, 168)]
+    _, counts = np.unique(small, axis=0, return_counts=True)
+    assert len(counts) == 13 and np.abs(counts - 100).max() < 50
+
+
+def test_sides_within_two_pixels_of_the_target_snap_to_it():
+    # int(258 * .875) = 225 -> 224; 258, 193 and 170 stay
+    assert {b.width for b in all_boxes(258, 300)} == {258, 224, 193, 170}
+    # int(260 * .875) = 227 is 3 away and stays
+    assert {b.height for b in all_boxes(260, 300)} == {260, 227, 195, 171}
+
+
+def test_snapping_may_reach_past_the_frame_and_fills_with_black():
+    boxes = [b for b in all_boxes(222, 300) if b.height == 224]
+    assert boxes and {b.top for b in boxes} <= {0, -1, -2, -3, -4}  # (222 - 224) // 4 = -1
+    frames = np.full((1, 222, 300, 3), 200, np.uint8)
+    out = crop_resize(frames, Box(0, -1, 224, 224), (224, 224))
+    assert (out[0, 0] == 0).all() and (out[0, 1] == 200).all() and (out[0, -1] == 0).all()
+
+
+def test_other_targets_snap_height_and_width_apart():
+    boxes = all_boxes(130, 200, size=(112, 128))
+    # sides 130, 113, 97, 85: heights snap 113 to 112, widths 130 to 128
+    assert {b.height for b in boxes} == {130, 112, 97, 85}
+    assert {b.width for b in boxes} == {128, 113, 97, 85}
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size", "box"),
+    [
+        (240, 320, (224, 224), Box(40, 0, 240, 240)),
+        (320, 240, (224, 224), Box(0, 40, 240, 240)),
+        (240, 320, (112, 224), Box(0, 40, 320, 160)),
+        (16, 16, (224, 224), Box(0, 0, 16, 16)),
+    ],
+)
+def test_centre_box_is_the_largest_of_the_wanted_aspect(height, width, size, box):
+    assert centre_crop_box(height, width, size=size) == box
+
+
+def test_a_crop_of_the_wanted_size_is_cut_unchanged():
+    frames = np.random.default_rng(0).integers(0, 256, (3, 20, 30, 3), np.uint8)
+    out = crop_resize(frames, Box(5, 2, 8, 6), (6, 8))
+    np.testing.assert_array_equal(out, frames[:, 2:8, 5:13])
+
+
+def test_shrinking_averages_and_nothing_outside_the_box_leaks_in():
+    frames = np.zeros((1, 8, 8, 3), np.uint8)
+    frames[:, :, 4:] = 255  # right half white
+    out = crop_resize(frames, Box(0, 0, 4, 8), (4, 2))
+    assert (out == 0).all()  # an antialiasing filter over the whole frame would bleed
+    checks = np.indices((8, 8)).sum(0) % 2 * 255
+    frames[0] = checks[..., None]
+    out = crop_resize(frames, Box(0, 0, 8, 8), (2, 2))
+    assert np.abs(out.astype(int) - 128).max() < 20  # point sampling would give 0 or 255
+
+
+def test_resize_is_pillows_bilinear_of_the_cut():
+    frames = np.random.default_rng(0).integers(0, 256, (2, 40, 50, 3), np.uint8)
+    out = crop_resize(frames, Box(3, 4, 33, 31), (16, 24))
+    for frame, got in zip(frames, out, strict=True):
+        cut = Image.fromarray(frame).crop((3, 4, 36, 35))
+        want = cut.resize((24, 16), Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(got, np.asarray(want))
