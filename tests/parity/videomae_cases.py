@@ -64,7 +64,7 @@ def pretrain(case: Case, result: Comparison) -> None:
         outputs = {
             "encoder_latent": latent,
             "decoder_input": module.decoder_input(latent, visible_idx, target_idx, grid=grid),
-            "pred": module(patches, visible_idx, target_idx, grid=grid),
+            "pred": module.decode(latent, visible_idx, target_idx, grid=grid),
             "target": target,
             "loss_mask": weight,
         }
@@ -98,7 +98,8 @@ def finetune(case: Case, result: Comparison) -> None:
     def run(params):
         module = net.module(params)
         patches = patchify(jnp.asarray(clip), tubelet)
-        logits = module(patches, grid=grid)
+        pooled = module.features(patches, grid=grid)
+        logits = module.logits(pooled)
         labels, soft = jnp.asarray(inputs["labels"], jnp.int32), jnp.asarray(inputs["soft_labels"])
         ratios = {
             "loss_ce": losses.cross_entropy(logits, labels),
@@ -106,7 +107,7 @@ def finetune(case: Case, result: Comparison) -> None:
             "loss_soft": losses.soft_target_cross_entropy(logits, soft),
         }
         outputs = {name: total / weight for name, (total, weight) in ratios.items()}
-        outputs |= {"pooled": module.features(patches, grid=grid), "logits": logits}
+        outputs |= {"pooled": pooled, "logits": logits}
         return outputs["loss_soft"], outputs
 
     _compare(case, result, run, params, table)
@@ -214,7 +215,8 @@ def param_groups(case: Case, result: Comparison, stage: str) -> None:
     scales = None
     if config.get("layer_decay") is not None:
         depth = config["depth"]
-        scales = layer_decay_scales(params, depth, config["layer_decay"])
+        with jax.enable_x64(True):
+            scales = layer_decay_scales(params, depth, config["layer_decay"])
     for name, wanted in reference.items():
         path, block = locate(name, table)
         decay = config["weight_decay"] if bool(np.all(_at(decayed, path))) else 0.0
@@ -227,7 +229,10 @@ def param_groups(case: Case, result: Comparison, stage: str) -> None:
 
 
 def _compare(case: Case, result: Comparison, run, params, table) -> None:
-    grad_fn = jax.jit(jax.value_and_grad(run, has_aux=True))
+    # Tiny programs that run once: LLVM's optimisations cost three times what all the rest does.
+    cpu = jax.default_backend() == "cpu"
+    options = {"xla_backend_optimization_level": "0"} if cpu else None
+    grad_fn = jax.jit(jax.value_and_grad(run, has_aux=True), compiler_options=options)
     with jax.default_matmul_precision("highest"):
         (_, outputs), grads = grad_fn(params)
     grads = export_arrays(grads, table)
@@ -254,6 +259,7 @@ def _options(config) -> StackOptions:
         eps=config.get("norm_layer_eps", 1e-6),
         attention="xla_f32",
         dtype="float32",
+        remat="none",  # changes no number, and compiles faster
     )
 
 

@@ -178,9 +178,7 @@ class Classifier(nnx.Module):
     ) -> jax.Array:
         """Logits [B, num_classes] in float32 for normalised patches [B, N, P]."""
         pooled = self.features(patches, grid=grid, keys=stream(keys, 0))
-        pooled = self._dropout(pooled, stream(keys, 1))
-        logits = self.head(pooled) if self.has_head else pooled
-        return logits.astype(jnp.float32)
+        return self.logits(pooled, keys=stream(keys, 1))
 
     def features(
         self, patches: jax.Array, *, grid: Grid, keys: jax.Array | None = None
@@ -190,6 +188,12 @@ class Classifier(nnx.Module):
         if self.pooling == "first":
             return tokens[:, 0]
         return self.fc_norm(tokens.astype(jnp.float32).mean(axis=1))
+
+    def logits(self, pooled: jax.Array, *, keys: jax.Array | None = None) -> jax.Array:
+        """Float32 logits [B, num_classes] of pooled features [B, D]; `keys` switch dropout on."""
+        pooled = self._dropout(pooled, keys)
+        logits = self.head(pooled) if self.has_head else pooled
+        return logits.astype(jnp.float32)
 
     def _dropout(self, pooled, keys):
         if keys is None or self.head_dropout == 0.0:
