@@ -5,6 +5,7 @@ import pickle
 import time
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -65,6 +66,42 @@ def test_what_is_written_is_read_back_frame_by_frame(tmp_path, codec, suffix, go
     assert count_frames(path) == 40
     for wanted in ([0], [39], [7, 8, 9], [30, 2, 30, 15], list(range(40))):
         assert numbers(read_frames(path, wanted)) == wanted
+
+
+def write_with(path, encoder, options, frames):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(encoder, rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+AWKWARD = [
+    ("libx264", {"x264-params": "open-gop=1:bframes=4:b-pyramid=normal:keyint=20"}),
+    ("libx264", {"x264-params": "bframes=8:b-pyramid=strict:keyint=20"}),
+    ("libx264", {"x264-params": "intra-refresh=1:keyint=30"}),
+    ("libx264", {"x264-params": "interlaced=1:keyint=20"}),
+    ("libx265", {"x265-params": "open-gop=1:bframes=4:keyint=20:log-level=none"}),
+    ("mpeg2video", {"bf": "2", "g": "12"}),
+]
+CONTAINERS = ("mp4", "mkv", "ts", "avi", "flv", "asf")
+UNWRITABLE = {("libx265", "avi"), ("libx265", "asf"), ("mpeg2video", "flv")}  # not by FFmpeg
+
+
+@pytest.mark.parametrize(
+    ("encoder", "options", "suffix"),
+    [(e, o, s) for e, o in AWKWARD for s in CONTAINERS if (e, s) not in UNWRITABLE],
+)
+def test_random_access_is_exact_in_awkward_streams(tmp_path, encoder, options, suffix):
+    """Open groups of pictures, pyramids, gradual refresh, containers without showing times."""
+    path = tmp_path / f"v.{suffix}"
+    write_with(path, encoder, options, numbered_frames(90))
+    whole = read_frames(path, range)
+    assert numbers(whole) == list(range(90))
+    rng = np.random.default_rng(0)
+    for chosen in ([0], [89], *rng.integers(90, size=(12, 4)).tolist()):
+        np.testing.assert_array_equal(read_frames(path, chosen), whole[chosen])
 
 
 def test_only_what_is_needed_is_decoded(clip, monkeypatch):

@@ -31,8 +31,12 @@ from av.video.reformatter import VideoReformatter
 FORMATS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "asf", "gif", "ogg")
 _ENCODERS = {"h264": "libx264", "mpeg4": "mpeg4", "mjpeg": "mjpeg", "vp9": "libvpx-vp9"}
 _ATTACHED_PICTURE = 0x0400  # AV_DISPOSITION_ATTACHED_PIC
+# AVI and ASF store decoding times only, which name pictures only where the two orders are one.
+_UNORDERED_FORMATS = ("avi", "asf")
+_IN_ORDER_CODECS = ("mjpeg", "vp8", "vp9", "libdav1d", "av1", "rawvideo", "ffv1", "huffyuv")
 _SEQUENTIAL_CODECS = ("mpeg4", "msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "vc1", "wmv3")
 _BUFFER_BYTES = 1 << 18
+_KEPT_BYTES = 256 << 20  # of decoded pictures that may be held while they are counted
 
 
 class VideoError(ValueError):
@@ -245,8 +249,8 @@ class _Reader:
             self._codec.options = {"err_detect": "explode"}
         self._check_size(self._codec.width, self._codec.height)
         self._converter = VideoReformatter()
-        self._list_packets(container)
         self._format = container.format.name
+        self._list_packets(container)
 
     def _check_size(self, width: int, height: int) -> None:
         if width * height > self._limits.max_pixels:
@@ -280,6 +284,7 @@ class _Reader:
             None not in pts
             and len(set(pts)) == len(pts)
             and self._codec.name not in _SEQUENTIAL_CODECS
+            and (self._format not in _UNORDERED_FORMATS or self._codec.name in _IN_ORDER_CODECS)
         )
         if self.exact_times:
             pts = sorted(p for p in pts if first is None or p >= first or packets[0].is_discard)
@@ -371,32 +376,56 @@ class _Reader:
             for k, p in enumerate(self._packets)
             if p.is_keyframe and p.pts is not None and p.pts <= min(wanted)
         ]
-        starts = dict.fromkeys([keys[-1] if keys else 0, 0])  # the nearest, then the beginning
         stop = 1 + max(k for k, p in enumerate(self._packets) if p.pts in wanted)
-        for begin in starts:
-            found, last = {}, None
-            for frame in self._decode(self._packets[begin:stop], wanted):
-                if frame.pts is None or (last is not None and frame.pts <= last):
-                    return None
-                last = frame.pts
-                if last in wanted:
-                    found[wanted[last]] = self._to_rgb(frame)
-                    if len(found) == len(wanted):
-                        return self._stack(found, chosen)
+        nearest = keys[-1] if keys else 0
+        if nearest:
+            # Some streams mark places as key frames from which the picture only builds up. The
+            # beginning works for these, at the price of more decoding.
+            with contextlib.suppress(VideoError):
+                frames = self._decode_wanted(nearest, stop, wanted, chosen)
+                if frames is not None:
+                    return frames
+        return self._decode_wanted(0, stop, wanted, chosen)
+
+    def _decode_wanted(
+        self, begin: int, stop: int, wanted: dict[int, int], chosen: np.ndarray
+    ) -> np.ndarray | None:
+        key = self._packets[begin]
+        packets = [
+            # Pictures shown before the key frame lean on ones that are left out here.
+            p
+            for p in self._packets[begin:stop]
+            if key.pts is None or p.pts >= key.pts
+        ]
+        found, last = {}, None
+        for frame in self._decode(packets, wanted):
+            if frame.pts is None or (last is not None and frame.pts <= last):
+                return None
+            last = frame.pts
+            if last in wanted:
+                found[wanted[last]] = self._to_rgb(frame)
+                if len(found) == len(wanted):
+                    return self._stack(found, chosen)
         return None
 
     def _read_counted(
         self, choose: Chooser | Sequence[int], start: float | None, end: float | None
     ) -> np.ndarray:
-        """Counts the frames that decode, in the order in which they come, then decodes again."""
-        count = self.count()
+        """Counts the frames that decode, in the order in which they come."""
+        picture_bytes = self._codec.width * self._codec.height * 3 // 2
+        keep = picture_bytes * len(self._packets) <= _KEPT_BYTES
+        if keep:
+            frames = list(self._decode(self._packets))
+            count = len(frames)
+        else:  # decoded a second time below, rather than held
+            count = self.count()
         rate = float(self._stream.average_rate or self._stream.guessed_rate or 0)
         if (start is not None or end is not None) and rate <= 0:
             raise VideoError(self._path, "has neither usable times nor a frame rate for start/end")
         first, stop = self._range(np.arange(count) / (rate or 1.0), start, end)
         chosen = self._choose(choose, stop - first) + first
         wanted, found = set(chosen.tolist()), {}
-        for i, frame in enumerate(self._decode(self._packets)):
+        for i, frame in enumerate(frames if keep else self._decode(self._packets)):
             if i in wanted:
                 found[i] = self._to_rgb(frame)
                 if len(found) == len(wanted):
@@ -410,6 +439,7 @@ class _Reader:
         """
         codec, skip = self._codec, None
         codec.flush_buffers()
+        codec.skip_frame = "DEFAULT"  # an earlier pass may have been left half-way
         # H.264 alone marks pictures that nothing leans on in a way that can be relied upon.
         may_skip = wanted is not None and codec.name == "h264"
         for packet in [*packets, None]:
@@ -428,8 +458,6 @@ class _Reader:
                     raise VideoError(self._path, "the picture data is damaged")
                 self._check_size(frame.width, frame.height)
                 yield frame
-        if may_skip:
-            codec.skip_frame = "DEFAULT"
 
     def _to_rgb(self, frame: av.VideoFrame) -> np.ndarray:
         rgb = self._converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
