@@ -214,6 +214,32 @@ def test_absent_empty_and_odd_files_are_named(tmp_path):
         assert str(tmp_path / name) in str(error.value)
 
 
+def test_damaged_files_decode_or_are_refused_and_nothing_else(tmp_path):
+    """Random damage of three kinds; more of the same was run for longer by hand."""
+    rng = np.random.default_rng(0)
+    outcomes = []
+    for suffix, codec in (("mp4", "h264"), ("avi", "mpeg4"), ("webm", "vp9")):
+        path = tmp_path / f"v.{suffix}"
+        write_video(path, numbered_frames(20), fps=25, codec=codec)
+        whole = path.read_bytes()
+        for kind in range(60):
+            data = bytearray(whole)
+            place = int(rng.integers(1, len(data)))
+            if kind % 3 == 0:
+                data = data[:place]
+            elif kind % 3 == 1:
+                data[place : place + 300] = bytes(len(data[place : place + 300]))
+            else:
+                for i in rng.integers(len(data), size=10):
+                    data[i] = rng.integers(256)
+            try:
+                frames = read_frames(bytes(data), lambda n: [0, n - 1], Limits(timeout_s=10))
+                outcomes.append(frames.shape[0] == 2)
+            except VideoError:
+                outcomes.append(None)
+    assert False not in outcomes and {True, None} <= set(outcomes)
+
+
 def test_playlists_cannot_open_other_files(tmp_path, clip):
     for name, text in (
         ("list.m3u8", f"#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\n{clip}\n#EXT-X-ENDLIST\n"),

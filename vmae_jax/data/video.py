@@ -263,7 +263,7 @@ class _Reader:
         """Fills `_packets` (from the first key frame on) and `_shown_pts` (presentation order)."""
         packets = []
         self._num_listed = 0
-        for packet in container.demux(self._stream):
+        for packet in _demux(container, self._stream, self._path):
             self._guard.check()
             if not packet.size:
                 continue
@@ -288,6 +288,8 @@ class _Reader:
         )
         if self.exact_times:
             pts = sorted(p for p in pts if first is None or p >= first or packets[0].is_discard)
+        if not pts:
+            raise VideoError(self._path, "shows no pictures")
         self._shown_pts = pts
 
     def describe(self) -> VideoInfo:
@@ -476,6 +478,13 @@ def _moving_stream(container, path: str):
     if not streams:
         raise VideoError(path, "holds no video stream")
     return streams[0]
+
+
+def _demux(container, stream, path: str) -> Iterator[av.Packet]:
+    try:
+        yield from container.demux(stream)
+    except IndexError:  # PyAV looks the new stream up in a list made on opening
+        raise VideoError(path, "a further stream appears in the middle of the file") from None
 
 
 def _quarter_turns(frame: av.VideoFrame) -> int:
