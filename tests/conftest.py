@@ -7,6 +7,8 @@ import pytest
 
 # Before JAX starts: several fake devices, so that sharded programs run on any machine.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+# Tests compile many tiny programs and run each once: optimising them would take most of the time.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

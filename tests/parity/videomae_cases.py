@@ -229,10 +229,7 @@ def param_groups(case: Case, result: Comparison, stage: str) -> None:
 
 
 def _compare(case: Case, result: Comparison, run, params, table) -> None:
-    # Tiny programs that run once: LLVM's optimisations cost three times what all the rest does.
-    cpu = jax.default_backend() == "cpu"
-    options = {"xla_backend_optimization_level": "0"} if cpu else None
-    grad_fn = jax.jit(jax.value_and_grad(run, has_aux=True), compiler_options=options)
+    grad_fn = jax.jit(jax.value_and_grad(run, has_aux=True))
     with jax.default_matmul_precision("highest"):
         (_, outputs), grads = grad_fn(params)
     grads = export_arrays(grads, table)
