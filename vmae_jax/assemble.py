@@ -1,6 +1,7 @@
 """From a config to live parts: pipeline, starting weights, run. Used by main and the tools."""
 
 import dataclasses
+import logging
 import os
 import pathlib
 from collections.abc import Callable
@@ -10,6 +11,8 @@ import jax
 from ml_collections import ConfigDict
 
 from vmae_jax import config as config_lib
+from vmae_jax.convert.files import load_safetensors
+from vmae_jax.convert.videomae import pretrain_table
 from vmae_jax.data.manifest import read_manifest
 from vmae_jax.data.pipeline import ClipPipeline, PipelineOptions
 from vmae_jax.train import optim
@@ -17,6 +20,8 @@ from vmae_jax.train.checkpoints import load_params
 from vmae_jax.train.loop import Run
 from vmae_jax.train.schedules import warmup_cosine
 from vmae_jax.train.step import StepOptions
+
+_log = logging.getLogger(__name__)
 
 # Fields of config.data that the device or the loop uses, not the pipeline.
 _NOT_THE_PIPELINES = ("flip", "mean", "std", "published_videos")
@@ -105,10 +110,28 @@ def initial_weights(config: ConfigDict) -> Callable[[Any], Any] | None:
     """How to get the weights that `config.init_from` names; None where it names none.
 
     Returns:
-      abstract parameters (with shardings) -> parameters. It raises CheckpointError or
-      ConvertError, which list the names or shapes that do not fit.
+      abstract parameters -> parameters; see `load_weights`.
     """
     path = config.init_from
     if not path:
         return None
-    return lambda abstract: load_params(path, abstract)
+    return lambda abstract: load_weights(path, config, abstract)
+
+
+def load_weights(path: str, config: ConfigDict, abstract_params: Any) -> Any:
+    """Weights from a checkpoint of ours, or from a safetensors file in the released names.
+
+    Args:
+      path: a workdir, one step's folder in it, or a `.safetensors` file.
+      config: says how patches were cut, which a released file does not tell.
+      abstract_params: nested dict of `jax.ShapeDtypeStruct`, with shardings if there is a mesh.
+
+    Raises:
+      CheckpointError, ConversionError: what does not fit, by name and shape.
+    """
+    if not path.endswith(".safetensors"):
+        return load_params(path, abstract_params)
+    table = pretrain_table(config.model.tubelet, config.model.channels)
+    params, report = load_safetensors(path, table, abstract_params)
+    _log.info("Weights from %s: %s", path, report)
+    return jax.tree.map(lambda x, want: jax.device_put(x, want.sharding), params, abstract_params)

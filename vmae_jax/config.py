@@ -183,7 +183,7 @@ def from_mapping(values: Mapping[str, Any]) -> ConfigDict:
 def _fill(config: ConfigDict, values: Mapping[str, Any], path: str, problems: list[str]) -> None:
     problems += [f"{path}.{name} is unknown" for name in sorted(values.keys() - config.keys())]
     problems += [f"{path}.{name} is missing" for name in sorted(config.keys() - values.keys())]
-    for name in config.keys() & values.keys():
+    for name in sorted(config.keys() & values.keys()):
         if isinstance(config[name], ConfigDict):
             _fill(config[name], values[name], f"{path}.{name}", problems)
         else:
@@ -284,6 +284,24 @@ def plan(config: ConfigDict, num_videos: int) -> Plan:
         floor_lr=config.optim.min_lr * scale,
         clips_per_step=batch * config.data.repeats,
     )
+
+
+def check_devices(config: ConfigDict, num_devices: int) -> None:
+    """Checks that every (micro-)batch splits evenly over the devices.
+
+    Raises:
+      ConfigError: it does not; names a batch that does.
+    """
+    repeats, parts = config.data.repeats, config.optim.accumulate
+    clips = config.train.batch_videos * repeats
+    if clips % (num_devices * parts):
+        step = math.lcm(num_devices * parts, repeats) // repeats
+        good = math.ceil(config.train.batch_videos / step) * step
+        raise ConfigError(
+            f"config.train.batch_videos={config.train.batch_videos} gives {clips} clips a step, "
+            f"which {num_devices} devices x {parts} micro-batches cannot share evenly; set it to a "
+            f"multiple of {step}, e.g. {good}"
+        )
 
 
 def validate(config: ConfigDict) -> None:

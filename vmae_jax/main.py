@@ -16,6 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from vmae_jax import assemble, systems
 from vmae_jax import config as config_lib
+from vmae_jax.convert.engine import ConversionError
 from vmae_jax.data.manifest import ManifestError
 from vmae_jax.data.pipeline import ClipPipeline, PipelineError
 from vmae_jax.data.video import VideoError
@@ -36,6 +37,7 @@ _USER_ERRORS = (
     VideoError,
     PipelineError,
     CheckpointError,
+    ConversionError,
     DataStalledError,
     NonFiniteError,
 )
@@ -58,10 +60,8 @@ def run(config: ConfigDict, workdir: str) -> Outcome:
     system = systems.build(config)
     num_videos = assemble.count_videos(config)
     plan = config_lib.plan(config, num_videos)
-    folder = pathlib.Path(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
-        (folder / "config.json").write_text(config_lib.to_json(config), encoding="utf-8")
+    config_lib.check_devices(config, jax.device_count())
+    pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
     _describe(config, plan, num_videos)
     draw = make_draw(system, num_clips=min(4, plan.clips_per_step)) if system.reconstruct else None
     trainer = Trainer(system, assemble.make_run(config, plan), workdir, draw=draw)

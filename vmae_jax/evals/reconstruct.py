@@ -1,7 +1,6 @@
 """Pictures of what a masked model reconstructs: for the training log and the command line."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import numpy as np
@@ -32,19 +31,25 @@ def make_reconstruct(
     if system.reconstruct is None:
         raise ValueError(f"the system {system.name!r} predicts no pictures")
     reconstruct = system.reconstruct
+    labels: list[str] = []  # in the system's order: jit returns dicts sorted by key
 
     @jax.jit
-    def run(params: Params, batch: Mapping[str, jax.Array], key: jax.Array) -> dict[str, Any]:
+    def run(params: Params, batch: Mapping[str, jax.Array], key: jax.Array) -> list[jax.Array]:
         # Step 0 on purpose: a clip is masked alike in every picture drawn of it.
         first = {name: x[:num_clips] for name, x in batch.items()}
         keys = clip_keys(key, 0, first["index"])
         videos = reconstruct(compute_copy(params, system.compute_dtype), first, keys)
-        videos = {name: (video * 255.0).round().astype("uint8") for name, video in videos.items()}
+        labels[:] = videos
+        videos = [(video * 255.0).round().astype("uint8") for video in videos.values()]
         if jax.sharding.get_abstract_mesh().empty:
             return videos
         return jax.lax.with_sharding_constraint(videos, P())
 
-    return lambda params, batch, key: jax.tree.map(np.asarray, run(params, batch, key))
+    def on_host(params: Params, batch: Mapping[str, jax.Array], key: jax.Array):
+        videos = [np.asarray(video) for video in run(params, batch, key)]
+        return dict(zip(labels, videos, strict=True))
+
+    return on_host
 
 
 def make_draw(

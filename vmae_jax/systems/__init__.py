@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict
 
+from vmae_jax.config import ConfigError
 from vmae_jax.systems import videomae
 from vmae_jax.systems.base import System
 
@@ -12,10 +13,10 @@ def build(config: ConfigDict) -> System:
     """Builds the system that a validated config names.
 
     Raises:
-      ValueError: unknown name.
+      ConfigError: unknown name.
     """
     if config.system not in BUILDERS:
-        raise ValueError(
+        raise ConfigError(
             f"config.system={config.system!r}: choose one of {', '.join(sorted(BUILDERS))}"
         )
     return BUILDERS[config.system](config)

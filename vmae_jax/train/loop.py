@@ -8,6 +8,7 @@ import pathlib
 import signal
 import threading
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ from PIL import Image
 
 from vmae_jax.systems.base import System
 from vmae_jax.train import metrics as metrics_lib
-from vmae_jax.train.checkpoints import Checkpoints
+from vmae_jax.train.checkpoints import CheckpointError, Checkpoints
 from vmae_jax.train.feed import DeviceFeed
 from vmae_jax.train.sharding import batch_sharding, make_mesh, state_shardings
 from vmae_jax.train.state import TrainState, make_init
@@ -158,7 +159,8 @@ class Trainer:
             frozen = self._frozen()
             with contextlib.closing(open_pipeline(int(state.step))) as pipeline:
                 if position is not None:
-                    check_position(position, pipeline.state())
+                    _check(check_position, position, pipeline.state())
+                self._write_config()  # now that nothing speaks against going on with it
                 layout = batch_sharding(self._mesh)
                 feed = DeviceFeed(pipeline, layout, timeout_s=run.stall_timeout_s)
                 with contextlib.closing(feed):
@@ -190,6 +192,11 @@ class Trainer:
             params = init_params(abstract.params)
             init = make_init(lambda _: params, run.tx, ema=ema)
         return jax.jit(init, out_shardings=shardings)(key), None
+
+    def _write_config(self) -> None:
+        if jax.process_index() == 0:
+            path = pathlib.Path(self._workdir) / "config.json"
+            path.write_text(json.dumps(self._run.config, indent=2, sort_keys=True) + "\n")
 
     def _frozen(self) -> Any:
         init_frozen = self._system.init_frozen
@@ -334,6 +341,17 @@ def check_batch(system: System, arrays: Mapping[str, Any]) -> None:
             )
 
 
+def _check(
+    check_position: Callable[[dict[str, Any], dict[str, Any]], object],
+    saved: dict[str, Any],
+    current: dict[str, Any],
+) -> None:
+    try:
+        check_position(saved, current)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+
+
 class _Interval:
     """Metrics (still on the device) and clip names of the steps since the last log."""
 
@@ -359,6 +377,8 @@ class _Interval:
                 row[name] = float(sum(values[name] for values in self._values))
             else:
                 row[name] = float(np.mean([values[name] for values in good], dtype=np.float64))
+        # Which clips they were, in which order: two runs that saw the same agree in it.
+        row["clips_crc32"] = float(zlib.crc32(json.dumps(self._clips).encode()))
         return row
 
     def report_skipped(self, workdir: str) -> None:

@@ -72,7 +72,7 @@ def make_train_step(
         grads = jax.tree.map(lambda g: g / weight, grads)
         metrics = {name: ratio.total / ratio.weight for name, ratio in sums.items()}
 
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         factor = optim.clip_factor(norm, options.clip_norm)
         grads = jax.tree.map(lambda g: g * factor, grads)
         direction, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -100,7 +100,7 @@ def make_train_step(
         metrics |= {
             "lr": lr,
             "grad_norm": norm,
-            "param_norm": optax.global_norm(params),
+            "param_norm": optax.tree.norm(params),
             "skipped": skipped,
             "skipped_total": new_state.skipped,
             "skipped_in_a_row": new_state.skipped_in_a_row,

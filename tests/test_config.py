@@ -1,0 +1,171 @@
+import importlib.util
+import json
+import math
+import pathlib
+
+import jax
+import pytest
+
+from vmae_jax import config as config_lib
+from vmae_jax import systems
+from vmae_jax.systems.videomae import make_network
+
+CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+def load(name, mode=""):
+    path = next(p for p in CONFIGS if p.stem == name)
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(mode)
+
+
+# reference/videomae.md 1.8 (decoder depth 4 for S and B, 12 for L and H), videomae_v2.md 1.4.
+PARAMETERS = {
+    "videomae_s": 24_029_376,
+    "videomae_b": 94_210_944,
+    "videomae_l": 342_996_992,
+    "videomae_h": 692_487_296,
+    "v2_vitb": 94_210_944,
+    "v2_vitl": 317_782_016,
+    "v2_vith": 645_659_392,
+    "v2_vitg": 1_026_306_560,
+}
+# Visible and predicted tokens: videomae.md 2 (0.9, 0.75), videomae_v2.md 2.1 and 2.2.
+TOKENS = {"videomae": (160, 1408), "v2": (160, 784), "v2_vitg": (208, 1024)}
+SMALL_SETS = ("videomae_b_ucf101", "videomae_b_hmdb51")
+
+
+@pytest.mark.parametrize("name", [p.stem for p in CONFIGS])
+def test_config_is_valid_and_traces_to_the_published_size(name):
+    config = load(name)
+    config_lib.validate(config)
+    network = make_network(config)
+    expected = next((n for prefix, n in PARAMETERS.items() if name.startswith(prefix)), None)
+    if name == "demo":
+        assert 1e6 < network.num_params < 1e7
+    else:
+        assert network.num_params == expected
+    counts = config_lib.token_counts(config)
+    if name in SMALL_SETS:
+        assert (counts.visible, counts.targets) == (392, 1176)
+    elif name != "demo":
+        key = name if name in TOKENS else name.split("_")[0]
+        assert (counts.visible, counts.targets) == TOKENS[key]
+
+
+@pytest.mark.parametrize("name", [p.stem for p in CONFIGS])
+def test_full_size_loss_and_gradient_trace(name):
+    config = load(name)
+    system = systems.build(config)
+    batch = {
+        field: jax.ShapeDtypeStruct((4, *spec.shape), spec.dtype)
+        for field, spec in system.batch_spec.items()
+    }
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 4))
+
+    def loss(params, batch, keys):
+        batch = system.targets(None, batch, keys)
+        return system.loss(params, batch, keys, True)[0].total
+
+    params = jax.eval_shape(system.init, jax.random.key(0))
+    value, grads = jax.eval_shape(jax.value_and_grad(loss), params, batch, keys)
+    assert value.shape == () and value.dtype == "float32"
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), grads) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), params
+    )
+
+
+@pytest.mark.parametrize("name", [p.stem for p in CONFIGS])
+def test_smoke_shrinks_width_depth_batch_and_steps_and_nothing_else(name):
+    full, small = load(name), load(name, "smoke")
+    config_lib.validate(small)
+    changed = {
+        path
+        for path, value in _leaves(full.to_dict()).items()
+        if value != _leaves(small.to_dict())[path]
+    }
+    assert changed <= {
+        "model/encoder/width",
+        "model/encoder/depth",
+        "model/decoder/width",
+        "model/decoder/depth",
+        "train/batch_videos",
+        "train/steps",
+        "train/log_every",
+        "train/checkpoint_every",
+        "train/picture_every",
+        "optim/lr_per_videos",
+    }
+    # The learning rate that the recipe reaches does not change with the batch.
+    plans = [config_lib.plan(c, 10_000) for c in (full, small)]
+    assert math.isclose(plans[0].peak_lr, plans[1].peak_lr, rel_tol=1e-12)
+
+
+def _leaves(tree, prefix=""):
+    found = {}
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        found |= _leaves(value, path + "/") if isinstance(value, dict) else {path: value}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "videos", "steps", "warmup", "peak"),
+    [
+        # 240436 // 2048 = 117 steps an epoch; 1601 epochs; 40 of warm-up; 1.5e-4 * 2048 / 256.
+        ("videomae_b_k400", 240_436, 117 * 1601, 117 * 40, 1.2e-3),
+        # reference/videomae_v2.md 4.2: "base lr -> actual".
+        ("v2_vitb", 1_348_000, 1316 * 200, 1316 * 20, 4e-3),
+        ("v2_vitl", 1_348_000, 877 * 300, 877 * 30, 6e-3),
+        ("v2_vith", 1_348_000, 658 * 300, 658 * 30, 8e-3),
+        ("v2_vitg", 1_348_000, 658 * 300, 658 * 30, 4.8e-3),
+        ("videomae_b_ucf101", 9_537, 49 * 3201, 49 * 40, 2.25e-4),
+    ],
+)
+def test_plan_follows_the_released_rules(name, videos, steps, warmup, peak):
+    plan = config_lib.plan(load(name), videos)
+    assert (plan.total_steps, plan.warmup_steps) == (steps, warmup)
+    assert math.isclose(plan.peak_lr, peak, rel_tol=1e-12)
+
+
+def test_misspelt_field_names_the_right_one():
+    config = config_lib.pretrain_defaults()
+    with pytest.raises(AttributeError, match='Did you mean "base_lr"'):
+        config.optim.base_lrr = 1.0
+
+
+def test_all_problems_are_reported_with_field_value_and_good_values():
+    config = config_lib.pretrain_defaults()
+    config.data.on_error = "ignore"
+    config.model.encoder.heads = 7
+    config.optim.accumulate = 3
+    config.data.size = (225, 224)
+    with pytest.raises(config_lib.ConfigError) as caught:
+        config_lib.validate(config)
+    message = str(caught.value)
+    assert "config.data.on_error='ignore': choose one of 'skip', 'raise'" in message
+    assert "width=768 is not a multiple of its 7 heads" in message
+    assert "accumulate=3 does not divide the 1024 clips" in message
+    assert "height=225 is not a positive multiple of 16" in message
+
+
+def test_fewer_videos_than_a_batch_is_an_error_with_the_number_to_set():
+    with pytest.raises(config_lib.ConfigError, match="set it to 100 or less"):
+        config_lib.plan(config_lib.pretrain_defaults(), 100)
+
+
+def test_saved_config_comes_back_equal_and_strangers_are_refused():
+    config = load("v2_vitg", "smoke")
+    values = json.loads(config_lib.to_json(config))
+    assert config_lib.from_mapping(values).to_dict() == config.to_dict()
+    values["optim"]["momentum"] = 0.9
+    del values["train"]["epochs"]
+    with pytest.raises(config_lib.ConfigError, match=r"optim\.momentum is unknown.*epochs is miss"):
+        config_lib.from_mapping(values)
+
+
+def test_unknown_mode_is_refused():
+    with pytest.raises(config_lib.ConfigError, match="smok"):
+        load("demo", "smok")

@@ -1,0 +1,309 @@
+r"""Times training steps and the input pipeline; prints a table and writes JSON.
+
+    python -m vmae_jax.tools.bench step --config=configs/v2_vitb.py --clips=8 --dtype=bfloat16
+    python -m vmae_jax.tools.bench step --config=configs/v2_vitb.py --clips=8 --decoder-mask=none
+    python -m vmae_jax.tools.bench data --manifest=train.csv --workers=2
+
+A step is timed on data that is already on the device, between two blocking reads, after warm-up.
+MFU is model FLOPs (matmuls, forward and backward, no recomputation) over the chip's stated peak;
+where that is unknown the achieved TFLOP/s stand alone.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from vmae_jax import assemble, systems
+from vmae_jax import config as config_lib
+from vmae_jax.data import video
+from vmae_jax.data.manifest import Manifest, read_manifest
+from vmae_jax.data.pipeline import (
+    ClipPipeline,
+    PipelineOptions,
+    choose_frames,
+    crop_frames,
+    read_clip,
+)
+from vmae_jax.systems.base import System
+from vmae_jax.train import metrics
+from vmae_jax.train.checkpoints import versions
+from vmae_jax.train.sharding import batch_sharding, make_mesh, state_shardings
+from vmae_jax.train.state import make_init
+from vmae_jax.train.step import make_train_step
+
+
+def provenance() -> dict[str, Any]:
+    """What a figure is worth nothing without: machine, versions, commit, time."""
+    here = pathlib.Path(__file__).parent
+    git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=10"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "device": f"{jax.device_count()} x {jax.local_devices()[0].device_kind}",
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "versions": {"python": platform.python_version(), **versions()},
+        "commit": commit or "unknown",
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _cpu_name() -> str:
+    facts = pathlib.Path("/proc/cpuinfo")
+    if facts.is_file():
+        for line in facts.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def bench_step(config: ConfigDict, *, clips: int, steps: int, warmup: int) -> dict[str, Any]:
+    """Times the real train step (masks, targets, loss, gradient, AdamW) on random clips.
+
+    Args:
+      config: recipe; its batch is replaced by `clips`.
+      clips: clips per step over all devices.
+      steps: timed steps.
+      warmup: steps before the clock starts.
+
+    Returns:
+      seconds per step (median, p95), rates, FLOPs, memory and compile time.
+    """
+    system = systems.build(config)
+    run = assemble.make_run(config, config_lib.plan(config, config.train.batch_videos))
+    mesh = make_mesh(run.fsdp)
+    rng = np.random.default_rng(0)
+    with jax.set_mesh(mesh):
+        init = make_init(system.init, run.tx, ema=bool(run.options.ema_decay))
+        key = jax.random.key(0)
+        layout = state_shardings(jax.eval_shape(init, key), mesh)
+        state = jax.jit(init, out_shardings=layout)(key)
+        batch = jax.device_put(_random_batch(system, clips, rng), batch_sharding(mesh))
+        step = jax.jit(
+            make_train_step(system, run.tx, run.schedule, run.options),
+            out_shardings=(layout, None),
+            donate_argnums=0,
+        )
+        begin = time.perf_counter()
+        compiled = step.lower(state, None, batch, key).compile()
+        compile_s = time.perf_counter() - begin
+        seconds = []
+        for i in range(warmup + steps):
+            begin = time.perf_counter()
+            state, values = compiled(state, None, batch, key)
+            jax.block_until_ready(values)
+            if i >= warmup:
+                seconds.append(time.perf_counter() - begin)
+    median = float(np.median(seconds))
+    rate = clips / median / jax.device_count()
+    peak = metrics.chip_peak_flops(config.train.peak_tflops)
+    return {
+        "step_s": median,
+        "step_s_p95": float(np.percentile(seconds, 95)),
+        "clips_per_s_per_chip": rate,
+        "gmac_forward_per_clip": sum(system.macs.values()) / 1e9,
+        "tflops_per_chip": rate * system.train_flops / 1e12,
+        "mfu": rate * system.train_flops / peak if peak else None,
+        "memory_gib": metrics.device_memory_gib() or _compiled_gib(compiled),
+        "compile_s": compile_s,
+        "loss": float(values["loss"]),
+    }
+
+
+def _random_batch(system: System, clips: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    batch = {}
+    for name, spec in system.batch_spec.items():
+        if name == "index":
+            batch[name] = np.arange(clips, dtype=spec.dtype)
+        else:
+            batch[name] = rng.integers(0, 256, (clips, *spec.shape)).astype(spec.dtype)
+    return batch
+
+
+def _compiled_gib(compiled: Any) -> float | None:
+    """What the compiler plans to use, for devices that do not report what they used."""
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        return None
+    arguments = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
+    return (arguments - analysis.alias_size_in_bytes + analysis.temp_size_in_bytes) / 2**30
+
+
+def bench_data(options: PipelineOptions, *, videos: int, batch_videos: int) -> dict[str, Any]:
+    """Times the stages of making clips in this process, then the whole pipeline with its workers.
+
+    Args:
+      options: of the pipeline.
+      videos: how many are timed.
+      batch_videos: batch of the pipeline.
+
+    Returns:
+      milliseconds per video and stage; clips per second and core; clips per second of the pipeline.
+    """
+    manifest = read_manifest(options.manifest, root=options.root, style=options.style)
+    stages = _time_stages(manifest, options, videos)
+    per_video = sum(stages.values())
+    with ClipPipeline(options, batch_videos=batch_videos, seed=0) as pipeline:
+        next(pipeline)  # starts the workers
+        batches = max(videos // batch_videos, 1)
+        begin = time.perf_counter()
+        for _ in range(batches):
+            batch = next(pipeline)
+        seconds = time.perf_counter() - begin
+    return {
+        **{f"{name}_ms": value * 1e3 for name, value in stages.items()},
+        "clips_per_s_per_core": options.repeats / per_video,
+        "pipeline_clips_per_s": batches * batch.arrays["index"].shape[0] / seconds,
+        "pipeline_workers": options.workers,
+        "bytes_per_clip": int(batch.arrays["video"][0].nbytes),
+    }
+
+
+def _time_stages(manifest: Manifest, options: PipelineOptions, videos: int) -> dict[str, float]:
+    """Seconds per video: reading, decoding (listing packets included), cropping all repeats."""
+    rng = np.random.default_rng(0)
+    totals = {"read": 0.0, "decode": 0.0, "crop_resize": 0.0}
+    for number in rng.choice(len(manifest), videos, replace=videos > len(manifest)):
+        clip = manifest[int(number)]
+
+        def choose(num_frames: int, clip=clip) -> np.ndarray:
+            return choose_frames(num_frames, clip=clip, options=options, rng=rng)
+
+        times = [time.perf_counter()]
+        if clip.total_frames < 0:
+            data = video.read_bytes(clip.path, options.limits)
+            times.append(time.perf_counter())
+            frames = video.read_frames(
+                data, choose, options.limits, start=clip.start, end=clip.end, name=clip.path
+            )
+        else:  # folders of frames are read while they are decoded
+            times.append(time.perf_counter())
+            frames = read_clip(
+                clip, choose, templates=options.frame_templates, limits=options.limits
+            )
+        times.append(time.perf_counter())
+        for _ in range(options.repeats):
+            crop_frames(frames, options=options, rng=rng)
+        times.append(time.perf_counter())
+        for name, seconds in zip(totals, np.diff(times), strict=True):
+            totals[name] += float(seconds)
+    return {name: total / videos for name, total in totals.items()}
+
+
+def load_config(argument: str) -> ConfigDict:
+    """Reads `file.py` or `file.py:mode`, as the `--config` flag of main does.
+
+    Raises:
+      ConfigError: no such file.
+    """
+    path, _, mode = argument.partition(":")
+    if not pathlib.Path(path).is_file():
+        raise config_lib.ConfigError(f"no config at {path}")
+    spec = importlib.util.spec_from_file_location("recipe", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(mode)
+
+
+def _step_row(args: argparse.Namespace) -> dict[str, Any]:
+    config = load_config(args.config).unlock()
+    config.train.batch_videos, config.data.repeats = args.clips, 1
+    config.model.dtype = args.dtype or config.model.dtype
+    for stack in ("encoder", "decoder"):
+        part = config.model[stack]
+        part.attention = args.attention or part.attention
+        part.remat = args.remat or part.remat
+    if args.decoder_mask == "none":
+        config.masking.decoder = ("none", 0.0)
+    config_lib.validate(config)
+    config_lib.check_devices(config, jax.device_count())
+    row = bench_step(config, clips=args.clips, steps=args.steps, warmup=args.warmup)
+    settings = {
+        "config": args.config,
+        "clips": args.clips,
+        "dtype": config.model.dtype,
+        "attention": systems.videomae.stack_options(config.model, "decoder").attention,
+        "remat": config.model.encoder.remat,
+        "decoder_mask": "/".join(map(str, config.masking.decoder)),
+    }
+    return settings | row
+
+
+def _data_row(args: argparse.Namespace) -> dict[str, Any]:
+    root = args.root or str(pathlib.Path(args.manifest).parent)
+    options = PipelineOptions(
+        manifest=args.manifest,
+        root=root,
+        frames=args.frames,
+        stride=args.stride,
+        size=(args.size, args.size),
+        repeats=args.repeats,
+        workers=args.workers,
+    )
+    row = bench_data(options, videos=args.videos, batch_videos=args.batch)
+    return {"manifest": args.manifest, "size": args.size, "repeats": args.repeats, **row}
+
+
+def table(row: dict[str, Any]) -> str:
+    """Two columns: name, value."""
+    width = max(len(name) for name in row)
+    shown = {k: f"{v:.4g}" if isinstance(v, float) else str(v) for k, v in row.items()}
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in shown.items())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    step = kinds.add_parser("step", help="a training step on random clips")
+    step.add_argument("--config", required=True, help="recipe, e.g. configs/v2_vitb.py")
+    step.add_argument("--clips", type=int, default=8, help="per step, over all devices")
+    step.add_argument("--dtype", choices=["bfloat16", "float32"], help="default: the recipe's")
+    step.add_argument("--attention", help="auto, xla, xla_f32, cudnn or splash")
+    step.add_argument("--remat", help="none, named or full")
+    step.add_argument("--decoder-mask", choices=["recipe", "none"], default="recipe")
+    step.add_argument("--steps", type=int, default=10)
+    step.add_argument("--warmup", type=int, default=3)
+    data = kinds.add_parser("data", help="the input pipeline, stage by stage")
+    data.add_argument("--manifest", required=True)
+    data.add_argument("--root")
+    data.add_argument("--videos", type=int, default=64, help="timed (default: 64)")
+    data.add_argument("--batch", type=int, default=16, help="videos in a batch")
+    data.add_argument("--frames", type=int, default=16)
+    data.add_argument("--stride", type=int, default=4)
+    data.add_argument("--size", type=int, default=224)
+    data.add_argument("--repeats", type=int, default=1)
+    data.add_argument("--workers", type=int, default=1)
+    for one in (step, data):
+        one.add_argument("--json", help="also append the figures, as one line, to this file")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the command line; returns the exit status."""
+    args = _parser().parse_args(argv)
+    try:
+        row = _step_row(args) if args.kind == "step" else _data_row(args)
+    except ValueError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    facts = provenance()
+    print(table({"bench": args.kind, **row, **{k: facts[k] for k in ("device", "cpu", "commit")}}))
+    if args.json:
+        with pathlib.Path(args.json).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"bench": args.kind, **row, **facts}) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
