@@ -23,6 +23,7 @@ EXIT_STUCK = 75
 _LAYOUT = struct.Struct("<qdi")  # process id, start of the clip (0: idle), bytes in the path
 _SIZE = 4096
 _POLL_S = 0.25
+_SLACK_S = 5.0  # the limit inside `video` speaks first; the guard is for what it cannot see
 
 
 @dataclass(frozen=True)
@@ -111,3 +112,20 @@ def read_notices(folder: Path) -> list[Notice]:
 
 def ask_to_stop(folder: Path) -> None:
     (folder / "stop").touch()
+
+
+_guards: dict[Path, Guard] = {}  # by pipeline folder; those of this process
+
+
+def enter(folder: Path, worker: int, *, clip_timeout_s: float, parent: int | None = None) -> None:
+    """Makes this process a worker of the pipeline that owns the folder."""
+    _guards[folder] = Guard(folder, worker, clip_limit_s=clip_timeout_s + _SLACK_S, parent=parent)
+
+
+def of(folder: Path) -> Guard:
+    return _guards[folder]
+
+
+def leave(folder: Path) -> None:
+    if guard := _guards.pop(folder, None):
+        guard.close()

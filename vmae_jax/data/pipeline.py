@@ -1,9 +1,8 @@
 """The input pipeline: a manifest in, uint8 batches of clips out, in an order fixed by the seed.
 
 A batch is a function of the seed and the step. Worker processes, the number of hosts and the place
-of a restart change when a batch is ready, never what is in it. The order is in `order`, frames in
-`video` and `folders`, sampling and crops in `sampling` and `transforms`; here they are put
-together, run in grain workers, and watched.
+of a restart change when a batch is ready, never what is in it. The order is in `order`, the
+clips of one video in `clips`; here they are run in grain workers, put together, and watched.
 
 Workers are started by spawning, so a script that makes a pipeline with `workers > 0` must guard its
 entry with `if __name__ == "__main__":`.
@@ -34,113 +33,34 @@ from typing import Any
 import numpy as np
 
 from vmae_jax.data import guard as guards
-from vmae_jax.data import sampling, transforms
-from vmae_jax.data.folders import DEFAULT_TEMPLATES, read_folder
-from vmae_jax.data.manifest import Clip, Manifest, read_manifest
+from vmae_jax.data.clips import (
+    LoadClips,
+    PipelineError,
+    PipelineOptions,
+    choose_frames,
+    crop_frames,
+    read_clip,
+)
+from vmae_jax.data.manifest import Manifest, read_manifest
 from vmae_jax.data.order import Order
-from vmae_jax.data.video import DEFAULT_LIMITS, Limits, VideoError, read_frames
+
+__all__ = [
+    "ClipPipeline",
+    "Failure",
+    "HostBatch",
+    "PipelineError",
+    "PipelineOptions",
+    "choose_frames",
+    "crop_frames",
+    "read_clip",
+]
 
 _log = logging.getLogger(__name__)
 
-_ATTEMPTS = 8  # videos tried for one place in a batch before the run stops
-_REASON_BYTES = 200
 _LOGGED_FAILURES = 20
-_GUARD_SLACK_S = 5.0  # the limit inside `video` speaks first; the guard is for what it cannot see
 _START_S = 120.0
 _ENDLESS = 2**40  # elements; a run takes what it needs
 _CHUNK_BYTES = 64 << 20  # of one message from a worker, when its size is left open
-
-SAMPLINGS = ("dense", "segments")
-CROPS = ("multi_scale", "centre", "none")
-
-
-class PipelineError(RuntimeError):
-    """The pipeline cannot go on: too many bad videos, a dead or a stuck worker."""
-
-
-@dataclass(frozen=True)
-class PipelineOptions:
-    """What is read and how. Everything but `manifest` and `root` has the released default.
-
-    Attributes:
-      manifest: list of videos; see `manifest`.
-      root: folder that its paths are relative to.
-      style: of the manifest, or "auto".
-      allow_outside: accept paths that leave the root.
-      frames: per clip.
-      stride: between frames, for "dense" sampling.
-      stride_overrides: (regex searched in the path, stride) pairs; the first match counts.
-      sampling: "dense" or "segments"; see `sampling`.
-      size: (height, width) of the clips.
-      crop: "multi_scale" (random), "centre" (largest centred box), "none" (whole frame, squeezed).
-      scales: of the multi-scale crop.
-      repeats: crops drawn from one decoded stretch of frames; copies are adjacent in the batch.
-      frame_templates: (regex, file name) pairs for folders of frames; see `folders`.
-      on_error: "raise" stops at the first bad video; "skip" takes another, counted and logged.
-      max_error_rate: with "skip", the share of bad videos above which the run stops ...
-      min_errors: ... once so many were met.
-      clip_timeout_s: time for one video.
-      stall_timeout_s: time for one batch before the run stops.
-      max_bytes, max_pixels, max_frames: caps on one video.
-      workers: decoding processes; 0 decodes in the calling one.
-      worker_buffer: messages that each worker prepares ahead.
-      worker_videos: videos in one message of a worker; must divide the videos per process.
-        0: as many as fit in 64 MiB.
-      shuffle: reshuffle in each epoch.
-    """
-
-    manifest: str
-    root: str
-    style: str = "auto"
-    allow_outside: bool = False
-    frames: int = 16
-    stride: int = 4
-    stride_overrides: tuple[tuple[str, int], ...] = ()
-    sampling: str = "dense"
-    size: tuple[int, int] = (224, 224)
-    crop: str = "multi_scale"
-    scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
-    repeats: int = 1
-    frame_templates: tuple[tuple[str, str], ...] = DEFAULT_TEMPLATES
-    on_error: str = "raise"
-    max_error_rate: float = 0.01
-    min_errors: int = 10
-    clip_timeout_s: float = 60.0
-    stall_timeout_s: float = 600.0
-    max_bytes: int = Limits.max_bytes
-    max_pixels: int = Limits.max_pixels
-    max_frames: int = Limits.max_frames
-    workers: int = 0
-    worker_buffer: int = 1
-    worker_videos: int = 0
-    shuffle: bool = True
-
-    def __post_init__(self):
-        for name, choices in (
-            ("sampling", SAMPLINGS),
-            ("crop", CROPS),
-            ("on_error", ("raise", "skip")),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r}; choose one of {', '.join(choices)}."
-                )
-        for name in ("frames", "stride", "repeats", "worker_buffer"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
-        for name in ("workers", "worker_videos"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}.")
-        if len(self.size) != 2 or min(self.size) < 1:
-            raise ValueError(f"size must be (height, width), got {self.size}.")
-        for pattern, stride in self.stride_overrides:
-            re.compile(pattern)
-            if stride < 1:
-                raise ValueError(f"The stride for {pattern!r} must be positive, got {stride}.")
-
-    @property
-    def limits(self) -> Limits:
-        return Limits(self.max_bytes, self.max_pixels, self.max_frames, self.clip_timeout_s)
 
 
 @dataclass(frozen=True)
@@ -223,7 +143,7 @@ class ClipPipeline:
         self._closed = False
         self._fetcher: _Fetcher | None = None
         self._folder = Path(tempfile.mkdtemp(prefix="vmae_data_"))
-        self._load = _Load(
+        self._load = LoadClips(
             self._manifest,
             self._order,
             options,
@@ -335,8 +255,7 @@ class ClipPipeline:
             # a thread; without this, repeated pipelines fill /dev/shm until the collector runs.
             gc.collect()
             time.sleep(0.2)
-        if guard := _guards.pop(self._folder, None):
-            guard.close()
+        guards.leave(self._folder)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _start(self) -> None:
@@ -347,7 +266,7 @@ class ClipPipeline:
         if self._options.workers:
             self._fetcher = _Fetcher(self._iterator)
         else:
-            _enter_guard(self._folder, self._options.clip_timeout_s, None, 0)
+            guards.enter(self._folder, 0, clip_timeout_s=self._options.clip_timeout_s)
 
     def _assemble(self) -> HostBatch:
         chunks = self._local_videos // self._chunk
@@ -430,118 +349,6 @@ class ClipPipeline:
             )
 
 
-@dataclass(frozen=True)
-class _Load:
-    """Makes the clips of one video. Called in a worker with the number of the video in its part."""
-
-    manifest: Manifest
-    order: Order
-    options: PipelineOptions
-    process_index: int
-    process_count: int
-    start_step: int
-    folder: Path
-
-    def __call__(self, item: int) -> dict[str, np.ndarray]:
-        began = time.perf_counter()
-        if _guards[self.folder].stopped():
-            raise PipelineError("The pipeline is closed.")
-        block = self.order.batch_videos // self.process_count
-        step, row = divmod(int(item), block)
-        positions = self.order.local_positions(
-            self.start_step + step, self.process_index, self.process_count
-        )
-        element = self._load(positions[row])
-        element["decode_s"] = np.float64(time.perf_counter() - began)
-        return element
-
-    def _load(self, position: int) -> dict[str, np.ndarray]:
-        _, offset, record = self.order.locate(position)
-        failed_record = np.full(_ATTEMPTS, -1, np.int64)
-        failed_reason = np.zeros((_ATTEMPTS, _REASON_BYTES), np.uint8)
-        for attempt in range(_ATTEMPTS):
-            try:
-                video = self._clips(record, self.order.rng(position, attempt))
-                break
-            except VideoError as error:
-                if self.options.on_error == "raise":
-                    raise
-                reason = np.frombuffer(error.reason.encode()[:_REASON_BYTES], np.uint8)
-                failed_record[attempt], failed_reason[attempt, : len(reason)] = record, reason
-                record = self.order.substitute(position, attempt + 1)
-        else:
-            raise PipelineError(
-                f"{_ATTEMPTS} videos in a row could not be used, the last "
-                f"{self.manifest.name(int(failed_record[-1]))}: "
-                f"{failed_reason[-1].tobytes().rstrip(bytes(1)).decode(errors='replace')}."
-            )
-        repeats = self.options.repeats
-        return {
-            "video": video,
-            "index": (offset * repeats + np.arange(repeats)).astype(np.int32),
-            "label": np.full(repeats, self.manifest.labels[record], np.int32),
-            "record": np.int64(record),
-            "failed_record": failed_record,
-            "failed_reason": failed_reason,
-        }
-
-    def _clips(self, record: int, rng: np.random.Generator) -> np.ndarray:
-        """Decodes once and crops `repeats` times: uint8 [R, T, H, W, 3]."""
-        clip, options = self.manifest[record], self.options
-        with _guards[self.folder].clip(clip.path):
-            frames = read_clip(
-                clip,
-                functools.partial(choose_frames, clip=clip, options=options, rng=rng),
-                templates=options.frame_templates,
-                limits=options.limits,
-            )
-            return np.stack(
-                [crop_frames(frames, options=options, rng=rng) for _ in range(options.repeats)]
-            )
-
-
-def read_clip(
-    clip: Clip,
-    choose,
-    *,
-    templates: tuple[tuple[str, str], ...] = DEFAULT_TEMPLATES,
-    limits: Limits = DEFAULT_LIMITS,
-) -> np.ndarray:
-    """Reads chosen frames of a manifest row, whatever it is stored as: uint8 [n, H, W, 3]."""
-    if clip.total_frames >= 0:
-        return read_folder(clip, choose, templates=templates, limits=limits)
-    return read_frames(clip.path, choose, limits, start=clip.start, end=clip.end)
-
-
-def choose_frames(
-    num_frames: int, *, clip: Clip, options: PipelineOptions, rng: np.random.Generator
-) -> np.ndarray:
-    """Draws the frames of one clip by the rule that the options name."""
-    if options.sampling == "segments":
-        return sampling.segment_indices(num_frames, frames=options.frames, rng=rng)
-    stride = next(
-        (s for pattern, s in options.stride_overrides if re.search(pattern, clip.path)),
-        options.stride,
-    )
-    return sampling.dense_indices(num_frames, frames=options.frames, stride=stride, rng=rng)
-
-
-def crop_frames(
-    frames: np.ndarray, *, options: PipelineOptions, rng: np.random.Generator
-) -> np.ndarray:
-    """Makes one clip of the wanted size from frames of one video."""
-    height, width = frames.shape[1:3]
-    if options.crop == "multi_scale":
-        box = transforms.multi_scale_crop_box(
-            height, width, size=options.size, scales=options.scales, rng=rng
-        )
-    elif options.crop == "centre":
-        box = transforms.centre_crop_box(height, width, size=options.size)
-    else:
-        box = transforms.Box(0, 0, width, height)
-    return transforms.crop_resize(frames, box, options.size)
-
-
 class _Fetcher:
     """Pulls from the workers in a thread, so that waiting for them can have an end."""
 
@@ -596,7 +403,7 @@ def _chunk_videos(options: PipelineOptions, local_videos: int) -> int:
 
 
 def _make_iterator(
-    load: _Load, options: PipelineOptions, chunk: int
+    load: LoadClips, options: PipelineOptions, chunk: int
 ) -> Iterator[dict[str, np.ndarray]]:
     import grain  # heavy, and not needed for the rest of the package
     from absl import flags
@@ -617,20 +424,11 @@ def _make_iterator(
     return iter(dataset)
 
 
-_guards: dict[Path, guards.Guard] = {}  # of the pipelines that decode in this process
-
-
 def _enter_worker(folder: Path, timeout_s: float, parent: int, worker: int, _workers: int) -> None:
     # Signals go to the whole process group; only the main process answers them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    _enter_guard(folder, timeout_s, parent, worker)
-
-
-def _enter_guard(folder: Path, timeout_s: float, parent: int | None, worker: int) -> None:
-    _guards[folder] = guards.Guard(
-        folder, worker, clip_limit_s=timeout_s + _GUARD_SLACK_S, parent=parent
-    )
+    guards.enter(folder, worker, clip_timeout_s=timeout_s, parent=parent)
 
 
 def _exit_words(message: str) -> str:

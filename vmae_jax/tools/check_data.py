@@ -40,7 +40,7 @@ from vmae_jax.data.manifest import STYLES, Clip, Manifest, ManifestError, read_m
 from vmae_jax.data.video import Limits, VideoError, count_frames, probe, read_bytes, read_frames
 
 _IN_FLIGHT = 4  # tasks queued per worker
-_guard: guards.Guard | None = None
+_folder = Path()  # of the pool that this process works for
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -139,8 +139,9 @@ def _run(
 
 
 def _enter_worker(folder: Path, timeout_s: float, parent: int) -> None:
-    global _guard
-    _guard = guards.Guard(folder, os.getpid(), clip_limit_s=timeout_s + 5.0, parent=parent)
+    global _folder
+    _folder = folder
+    guards.enter(folder, os.getpid(), clip_timeout_s=timeout_s, parent=parent)
 
 
 @dataclass(frozen=True)
@@ -153,9 +154,8 @@ class _Task:
     templates: tuple[tuple[str, str], ...]
 
     def __call__(self, clip: Clip) -> dict:
-        assert _guard is not None
         found: dict = {"problem": None, "reason": ""}
-        with _guard.clip(clip.path):
+        with guards.of(_folder).clip(clip.path):
             try:
                 self._examine(clip, found)
             except VideoError as error:
