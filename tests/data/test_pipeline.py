@@ -370,6 +370,15 @@ def test_closing_is_repeatable_and_leaves_nothing(videos):
     assert_no_children()
 
 
+def test_a_forgotten_pipeline_is_closed_with_its_last_reference(videos):
+    pipeline = ClipPipeline(options(videos, workers=1), batch_videos=4, seed=0)
+    next(pipeline)
+    folder = pipeline._folder
+    del pipeline
+    assert not folder.exists()
+    assert_no_children()
+
+
 # --- Options --------------------------------------------------------------------------------
 
 

@@ -100,6 +100,8 @@ class ClipPipeline:
     Use as a context manager, or call `close()`: it ends the workers.
     """
 
+    _closed = True  # until there is something to close
+
     def __init__(
         self,
         options: PipelineOptions,
@@ -140,19 +142,11 @@ class ClipPipeline:
         self._chunk = _chunk_videos(options, self._local_videos)
         self._step = start_step
         self._videos_seen = self._num_failures = 0
-        self._closed = False
-        self._fetcher: _Fetcher | None = None
-        self._folder = Path(tempfile.mkdtemp(prefix="vmae_data_"))
-        self._load = LoadClips(
-            self._manifest,
-            self._order,
-            options,
-            process_index=process_index,
-            process_count=process_count,
-            start_step=start_step,
-            folder=self._folder,
-        )
+        self._process = process_index, process_count
         self._iterator: Iterator[dict[str, np.ndarray]] | None = None
+        self._fetcher: _Fetcher | None = None
+        self._folder: Path | None = None
+        self._closed = False
         atexit.register(_close_if_alive, weakref.ref(self))
 
     @property
@@ -241,6 +235,8 @@ class ClipPipeline:
         if self._closed:
             return
         self._closed = True
+        if self._folder is None:  # never started
+            return
         guards.ask_to_stop(self._folder)
         if self._fetcher is not None:
             self._fetcher.close()
@@ -258,11 +254,25 @@ class ClipPipeline:
         guards.leave(self._folder)
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    def __del__(self):
+        self.close()
+
     def _start(self) -> None:
-        """Starts reading on first use, so that making a pipeline to look at it stays cheap."""
-        if self._iterator is not None:
+        """Starts reading on first use, so that making a pipeline to look at it costs nothing."""
+        if self._folder is not None:
             return
-        self._iterator = _make_iterator(self._load, self._options, self._chunk)
+        self._folder = Path(tempfile.mkdtemp(prefix="vmae_data_"))
+        process_index, process_count = self._process
+        load = LoadClips(
+            self._manifest,
+            self._order,
+            self._options,
+            process_index=process_index,
+            process_count=process_count,
+            start_step=self._step,
+            folder=self._folder,
+        )
+        self._iterator = _make_iterator(load, self._options, self._chunk)
         if self._options.workers:
             self._fetcher = _Fetcher(self._iterator)
         else:
