@@ -1,3 +1,4 @@
+import dataclasses
 import importlib.util
 import json
 import math
@@ -6,8 +7,9 @@ import pathlib
 import jax
 import pytest
 
+from vmae_jax import assemble, systems
 from vmae_jax import config as config_lib
-from vmae_jax import systems
+from vmae_jax.data.pipeline import PipelineOptions
 from vmae_jax.systems.videomae import make_network
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -169,3 +171,13 @@ def test_saved_config_comes_back_equal_and_strangers_are_refused():
 def test_unknown_mode_is_refused():
     with pytest.raises(config_lib.ConfigError, match="smok"):
         load("demo", "smok")
+
+
+def test_data_fields_are_the_pipelines_options_and_share_its_defaults():
+    fields = {f.name: f.default for f in dataclasses.fields(PipelineOptions)}
+    data = config_lib.pretrain_defaults().data.to_dict()
+    ours = {k: v for k, v in data.items() if k not in assemble.NOT_THE_PIPELINES}
+    assert fields.keys() == ours.keys()
+    differ = {name for name, value in ours.items() if fields[name] != value}
+    # A run decides these otherwise than a pipeline opened by hand.
+    assert differ == {"manifest", "root", "on_error", "workers", "clip_timeout_s"}

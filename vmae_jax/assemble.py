@@ -24,7 +24,7 @@ from vmae_jax.train.step import StepOptions
 _log = logging.getLogger(__name__)
 
 # Fields of config.data that the device or the loop uses, not the pipeline.
-_NOT_THE_PIPELINES = ("flip", "mean", "std", "published_videos")
+NOT_THE_PIPELINES = ("flip", "mean", "std", "published_videos")
 
 
 def pipeline_options(config: ConfigDict) -> PipelineOptions:
@@ -38,7 +38,7 @@ def pipeline_options(config: ConfigDict) -> PipelineOptions:
             "config.data.manifest is empty: give a list of videos with "
             "--config.data.manifest=FILE (formats: docs/data.md)"
         )
-    fields = {k: v for k, v in config.data.items() if k not in _NOT_THE_PIPELINES}
+    fields = {k: v for k, v in config.data.items() if k not in NOT_THE_PIPELINES}
     fields["root"] = fields["root"] or str(pathlib.Path(config.data.manifest).parent)
     if fields["workers"] < 0:
         fields["workers"] = min(max((os.cpu_count() or 1) - 1, 1), 16)

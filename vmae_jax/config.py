@@ -69,6 +69,12 @@ def pretrain_defaults() -> ConfigDict:
     config.data.manifest = ""
     config.data.root = ""  # "": the manifest's own folder
     config.data.style = "auto"  # auto | csv | path_label | path_start_total
+    config.data.allow_outside = False  # accept paths that leave the root
+    # Names of the pictures in folders of frames: ((path regex, name), ...); see docs/data.md.
+    config.data.frame_templates = (
+        ("AVA|ava", "{folder}_{number:06d}.jpg"),
+        ("", "img_{number:05d}.jpg"),
+    )
     config.data.published_videos = 0  # size of the published set; a different count is remarked on
     config.data.frames = 16
     config.data.stride = 4
@@ -84,9 +90,16 @@ def pretrain_defaults() -> ConfigDict:
     config.data.std = IMAGENET_STD
     config.data.on_error = "skip"  # skip (count, log, substitute) | raise
     config.data.max_error_rate = 0.01
+    config.data.min_errors = 10  # the rate counts once so many were met
     config.data.clip_timeout_s = 30.0
     config.data.stall_timeout_s = 600.0  # the run stops if no batch comes for so long
     config.data.workers = -1  # processes that decode; -1: one per core less one, at most 16
+    config.data.worker_buffer = 1  # messages that each worker prepares ahead
+    config.data.worker_videos = 0  # videos in a message; 0: as many as fit in 64 MiB
+    config.data.max_bytes = 512 * 2**20  # of one file
+    config.data.max_pixels = 4096 * 4096  # of one frame
+    config.data.max_frames = 500_000  # of one video
+    config.data.shuffle = True
 
     config.optim = ConfigDict()
     config.optim.base_lr = 1.5e-4  # per `lr_per_videos` videos of the global batch
