@@ -19,6 +19,7 @@ from vmae_jax.data.synthetic import generate
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = (
     "--config.data.size=(32,32)",
+    "--config.train.batch_videos=4",  # 8 clips, for 8 devices
     "--config.data.workers=0",
     "--config.train.log_every=1",
     "--config.train.checkpoint_every=2",

@@ -162,7 +162,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
         part = config.model[name]
         part.width = 8 * part.heads
         part.depth = min(part.depth, 2)
-    small = min(config.train.batch_videos, 4)
+    small = min(config.train.batch_videos, 2)
     config.optim.lr_per_videos *= small / config.train.batch_videos
     config.optim.accumulate = math.gcd(config.optim.accumulate, small)
     config.train.batch_videos = small

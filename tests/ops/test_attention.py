@@ -61,8 +61,9 @@ def test_the_choices_of_this_machine_agree(shape, dtype):
         if name == "cudnn" and dtype == "float32":
             continue
         for ours, wanted in zip(value_and_grads(fn, args), reference, strict=True):
-            # bfloat16 keeps 8 bits; float32 runs differ by rounding and order of summation.
-            limit = {"float32": 2e-5, "bfloat16": 2e-2}[dtype] * np.abs(wanted).max()
+            # bfloat16 keeps 8 bits, and dk is a difference of larger terms: 0.6 % off with jax
+            # 0.10's XLA on a CPU, 2.4 % with jax 0.12's. float32 differs by order of summation.
+            limit = {"float32": 2e-5, "bfloat16": 3e-2}[dtype] * np.abs(wanted).max()
             assert np.abs(ours - wanted).max() < limit, name
 
 

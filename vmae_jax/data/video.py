@@ -36,6 +36,8 @@ _UNORDERED_FORMATS = ("avi", "asf")
 _IN_ORDER_CODECS = ("mjpeg", "vp8", "vp9", "libdav1d", "av1", "rawvideo", "ffv1", "huffyuv")
 _SEQUENTIAL_CODECS = ("mpeg4", "msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "vc1", "wmv3")
 _BUFFER_BYTES = 1 << 18
+# PyAV 19 replaces bad bytes in metadata by itself and no longer takes the argument.
+_OPEN_OPTIONS = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
 _KEPT_BYTES = 256 << 20  # of decoded pictures that may be held while they are counted
 
 
@@ -220,7 +222,7 @@ def _opened(source: str | Path | bytes, limits: Limits, name: str | None) -> Ite
         with av.open(
             guard,
             mode="r",
-            metadata_errors="replace",
+            **_OPEN_OPTIONS,
             buffer_size=_BUFFER_BYTES,
             io_open=refuse,
             container_options={"format_whitelist": ",".join(FORMATS)},
@@ -534,6 +536,8 @@ def write_video(
         raise ValueError(f"fps must be positive, got {fps}.")
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     options = {"crf": str(crf)} if codec in ("h264", "vp9") else {}
+    if codec == "h264":
+        options["x264-params"] = "mbtree=0"  # with it, equal frames give unequal files
     try:
         with av.open(str(partial), "w") as container:
             stream = container.add_stream(_ENCODERS[codec], rate=rate, options=options)

@@ -231,7 +231,7 @@ class Trainer:
         row: dict[str, float] = {}
         train_step = throughput = None
         with contextlib.closing(writer):
-            while step < last and not stop.name:
+            while step < last:
                 delivery = feed.next()
                 if train_step is None or throughput is None:
                     train_step = self._compile(state, frozen, delivery.arrays, key)
@@ -260,6 +260,8 @@ class Trainer:
                 if step % run.checkpoint_every == 0 or ending:
                     position = {**facts, "batches": step}
                     checkpoints.save(state, step=step, data=position, config=run.config)
+                if ending:  # not `stop.name`: a signal during the save must save its own step
+                    break
             checkpoints.wait()
         if stop.name:
             _log.warning(
