@@ -172,7 +172,7 @@ def test_checkpoint_of_another_model_is_refused_by_name(videos, unbroken):
     result = run(videos, unbroken, *TINY, "--config.model.encoder.width=48")
     assert result.returncode == 1
     assert "another model than the config describes" in result.stderr
-    assert "encoder/blocks/attn/proj/bias: (2, 24) saved, (2, 48) wanted" in result.stderr
+    assert "encoder/blocks/attn/proj/bias: (2, 32) saved, (2, 48) wanted" in result.stderr
 
 
 def test_changed_manifest_is_refused_on_resume(videos, unbroken, tmp_path):

@@ -22,7 +22,7 @@ def small_system():
     """V2 on a 4 x 4 x 4 grid: the number of loss tokens varies from clip to clip."""
     config = config_lib.pretrain_defaults()
     for stack, width in (("encoder", 32), ("decoder", 16)):
-        config.model[stack].update(width=width, depth=2, heads=2)
+        config.model[stack].update(width=width, depth=2, heads=2, remat="none")
     config.model.tubelet = (2, 4, 4)
     config.model.dtype = "float32"
     config.data.update(frames=8, size=(16, 16), flip=True)
