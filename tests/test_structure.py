@@ -15,6 +15,7 @@ PACKAGE = ROOT / "vmae_jax"
 ROWS = {
     "config": 0,
     "rules": 0,
+    "errors": 0,
     "variants": 0,
     "ops": 0,
     "models": 1,

@@ -12,13 +12,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from vmae_jax.errors import UserError
 from vmae_jax.ops import masking
 from vmae_jax.ops.patches import Grid, grid_of
 from vmae_jax.ops.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from vmae_jax.variants import VIDEOMAE_DECODERS, VIT_VARIANTS, StackSpec
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A recipe that cannot be run; the message names the field, the value and the good values."""
 
 

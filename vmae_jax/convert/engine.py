@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from vmae_jax.errors import UserError
+
 Params = dict[str, Any]
 Arrays = Mapping[str, np.ndarray]
 
@@ -112,7 +114,7 @@ class Report:
         return "\n".join(lines)
 
 
-class ConversionError(ValueError):
+class ConversionError(UserError, ValueError):
     """A source does not fit the table or the model; the message names every array at fault."""
 
 

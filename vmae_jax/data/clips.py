@@ -16,6 +16,7 @@ from vmae_jax.data.folders import DEFAULT_TEMPLATES, read_folder
 from vmae_jax.data.manifest import Clip, Manifest
 from vmae_jax.data.order import Order
 from vmae_jax.data.video import DEFAULT_LIMITS, Limits, VideoError, read_frames
+from vmae_jax.errors import UserError
 
 _ATTEMPTS = 8  # videos tried for one place in a batch before the run stops
 _REASON_BYTES = 200
@@ -24,7 +25,7 @@ SAMPLINGS = ("dense", "segments")
 CROPS = ("multi_scale", "centre", "none")
 
 
-class PipelineError(RuntimeError):
+class PipelineError(UserError, RuntimeError):
     """The pipeline cannot go on: too many bad videos, a dead or a stuck worker."""
 
 

@@ -21,11 +21,13 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from vmae_jax.errors import UserError
+
 STYLES = ("csv", "path_label", "path_start_total")
 _CSV_COLUMNS = ("path", "label", "start", "end")
 
 
-class ManifestError(ValueError):
+class ManifestError(UserError, ValueError):
     """A manifest that cannot be used; the message names file, line, column and remedy."""
 
 

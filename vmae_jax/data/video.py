@@ -27,6 +27,8 @@ import av.error
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from vmae_jax.errors import UserError
+
 # Containers by their FFmpeg names. Playlists and image sequences stay out: they open other files.
 FORMATS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "asf", "gif", "ogg")
 _ENCODERS = {"h264": "libx264", "mpeg4": "mpeg4", "mjpeg": "mjpeg", "vp9": "libvpx-vp9"}
@@ -41,7 +43,7 @@ _OPEN_OPTIONS = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_er
 _KEPT_BYTES = 256 << 20  # of decoded pictures that may be held while they are counted
 
 
-class VideoError(ValueError):
+class VideoError(UserError, ValueError):
     """A video that cannot be used; `path` and `reason` say which and why."""
 
     def __init__(self, path: str, reason: str):

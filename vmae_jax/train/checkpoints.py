@@ -15,6 +15,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from vmae_jax import __version__, rules
+from vmae_jax.errors import UserError
 from vmae_jax.train.state import TrainState
 
 FOLDER = "checkpoints"
@@ -24,7 +25,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 _log = logging.getLogger(__name__)
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError, ValueError):
     """A checkpoint that does not fit or cannot be read; names the file and what to do."""
 
 

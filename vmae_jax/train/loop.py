@@ -17,6 +17,7 @@ import numpy as np
 import optax
 from PIL import Image
 
+from vmae_jax.errors import UserError
 from vmae_jax.systems.base import System
 from vmae_jax.train import metrics as metrics_lib
 from vmae_jax.train.checkpoints import CheckpointError, Checkpoints
@@ -28,7 +29,7 @@ from vmae_jax.train.step import StepOptions, make_train_step
 _log = logging.getLogger(__name__)
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(UserError, RuntimeError):
     """Too many updates in a row were not finite."""
 
 
