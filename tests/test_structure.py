@@ -32,6 +32,7 @@ ROWS = {
 # whoever starts something has it put together by assemble.
 ALLOWED_BESIDE = {
     ("config", "ops"),
+    ("config", "errors"),
     ("config", "variants"),
     ("main", "assemble"),
     ("tools", "assemble"),

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import os
 import pathlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from vmae_jax.convert.videomae import pretrain_table
 from vmae_jax.data.manifest import read_manifest
 from vmae_jax.data.pipeline import ClipPipeline, PipelineOptions
 from vmae_jax.train import optim
-from vmae_jax.train.checkpoints import load_params
+from vmae_jax.train.checkpoints import CheckpointError, load_params
 from vmae_jax.train.loop import Run
 from vmae_jax.train.schedules import warmup_cosine
 from vmae_jax.train.step import StepOptions
@@ -25,6 +26,9 @@ _log = logging.getLogger(__name__)
 
 # Fields of config.data that the device or the loop uses, not the pipeline.
 NOT_THE_PIPELINES = ("flip", "mean", "std", "published_videos")
+
+
+_MOST_WORKERS = 64  # started without being asked for
 
 
 def pipeline_options(config: ConfigDict) -> PipelineOptions:
@@ -41,8 +45,12 @@ def pipeline_options(config: ConfigDict) -> PipelineOptions:
     fields = {k: v for k, v in config.data.items() if k not in NOT_THE_PIPELINES}
     fields["root"] = fields["root"] or str(pathlib.Path(config.data.manifest).parent)
     if fields["workers"] < 0:
-        fields["workers"] = min(max((os.cpu_count() or 1) - 1, 1), 16)
-    return PipelineOptions(**fields)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        fields["workers"] = min(max((cores or 1) - 1, 1), _MOST_WORKERS)
+    try:
+        return PipelineOptions(**fields)
+    except (ValueError, re.error) as error:
+        raise config_lib.ConfigError(f"config.data: {error}") from error
 
 
 def count_videos(config: ConfigDict) -> int:
@@ -52,7 +60,13 @@ def count_videos(config: ConfigDict) -> int:
       ManifestError: a line that cannot be used, by file, line and column.
     """
     options = pipeline_options(config)
-    return len(read_manifest(options.manifest, root=options.root, style=options.style))
+    manifest = read_manifest(
+        options.manifest,
+        root=options.root,
+        style=options.style,
+        allow_outside=options.allow_outside,
+    )
+    return len(manifest)
 
 
 def open_pipeline(config: ConfigDict, *, start_step: int) -> ClipPipeline:
@@ -96,7 +110,6 @@ def make_run(config: ConfigDict, plan: config_lib.Plan) -> Run:
         seed=config.seed,
         fsdp=config.mesh.fsdp,
         max_skipped_in_a_row=config.optim.max_skipped_in_a_row,
-        stall_timeout_s=config.data.stall_timeout_s,
         config=config.to_dict(),
         **{
             field.name: train[field.name]
@@ -121,6 +134,8 @@ def initial_weights(config: ConfigDict) -> Callable[[Any], Any] | None:
 def load_weights(path: str, config: ConfigDict, abstract_params: Any) -> Any:
     """Weights from a checkpoint of ours, or from a safetensors file in the released names.
 
+    Of a checkpoint that holds an average of the parameters (EMA), the average is taken.
+
     Args:
       path: a workdir, one step's folder in it, or a `.safetensors` file.
       config: says how patches were cut, which a released file does not tell.
@@ -130,7 +145,9 @@ def load_weights(path: str, config: ConfigDict, abstract_params: Any) -> Any:
       CheckpointError, ConversionError: what does not fit, by name and shape.
     """
     if not path.endswith(".safetensors"):
-        return load_params(path, abstract_params)
+        return load_params(path, abstract_params, prefer_ema=True)
+    if not pathlib.Path(path).is_file():
+        raise CheckpointError(f"no weights at {path}")
     table = pretrain_table(config.model.tubelet, config.model.channels)
     params, report = load_safetensors(path, table, abstract_params)
     _log.info("Weights from %s: %s", path, report)

@@ -53,7 +53,7 @@ def pretrain_defaults() -> ConfigDict:
     config.model.encoder = stack(VIT_VARIANTS["B"])
     config.model.decoder = stack(VIDEOMAE_DECODERS["B"])
     config.model.tubelet = (2, 16, 16)  # frames, rows, columns of one patch
-    config.model.channels = 3
+    config.model.channels = 3  # 3: RGB; 1: grey
     config.model.layer_scale = 0.0  # 0: no layer scale, as in every published model
     config.model.cosine_attention = False
     config.model.gelu = "exact"  # exact | tanh (faster on TPU; not the released function)
@@ -94,7 +94,7 @@ def pretrain_defaults() -> ConfigDict:
     config.data.min_errors = 10  # the rate counts once so many were met
     config.data.clip_timeout_s = 30.0
     config.data.stall_timeout_s = 600.0  # the run stops if no batch comes for so long
-    config.data.workers = -1  # processes that decode; -1: one per core less one, at most 16
+    config.data.workers = -1  # processes that decode; -1: one per core less one, at most 64
     config.data.worker_buffer = 1  # messages that each worker prepares ahead
     config.data.worker_videos = 0  # videos in a message; 0: as many as fit in 64 MiB
     config.data.max_bytes = 512 * 2**20  # of one file
@@ -113,7 +113,8 @@ def pretrain_defaults() -> ConfigDict:
     config.optim.clip_norm = 0.0  # 0: no clipping
     config.optim.accumulate = 1  # micro-batches per step; the global batch stays what it is
     config.optim.ema_decay = 0.0  # 0: no average is kept
-    config.optim.max_skipped_in_a_row = 10  # non-finite updates before the run stops
+    # Non-finite updates before the run stops; looked at when metrics are logged.
+    config.optim.max_skipped_in_a_row = 10
 
     config.train = ConfigDict()
     config.train.epochs = 801
@@ -374,6 +375,10 @@ def _at_least(field: str, least: float) -> _Check:
     return field, lambda v: v >= least, f"must be at least {least}"
 
 
+def _positive(field: str) -> _Check:
+    return field, lambda v: v > 0, "must be positive"
+
+
 def _fraction(field: str) -> _Check:
     return field, lambda v: 0 <= v < 1, "must lie in [0, 1)"
 
@@ -392,12 +397,18 @@ _CHECKS: tuple[_Check, ...] = (
             *(_at_least(f"{part}.{field}", 1) for field in ("width", "depth", "heads")),
         )
     ),
-    _at_least("model.channels", 1),
+    _one_of("model.channels", 1, 3),
     _one_of("data.style", "auto", "csv", "path_label", "path_start_total"),
     _one_of("data.sampling", "dense", "segments"),
     _one_of("data.crop", "multi_scale", "centre", "none"),
     _one_of("data.on_error", "skip", "raise"),
     _fraction("data.max_error_rate"),
+    *(_positive(f"data.{field}") for field in ("clip_timeout_s", "stall_timeout_s")),
+    *(_at_least(f"data.{field}", 1) for field in ("max_bytes", "max_pixels", "max_frames")),
+    *(_at_least(f"data.{field}", 0) for field in ("min_errors", "worker_videos")),
+    _at_least("data.worker_buffer", 1),
+    ("data.scales", lambda v: len(v) > 0 and 0 < min(v) <= max(v) <= 1, "numbers in (0, 1]"),
+    ("seed", lambda v: 0 <= v < 2**31, "must lie in [0, 2**31)"),
     *(_at_least(f"data.{field}", 1) for field in ("frames", "stride", "repeats")),
     _at_least("data.workers", -1),
     (
@@ -407,9 +418,11 @@ _CHECKS: tuple[_Check, ...] = (
     ),
     ("model.tubelet", lambda v: len(v) == 3 and min(v) > 0, "must be (frames, rows, columns)"),
     ("optim.betas", lambda v: len(v) == 2 and 0 <= min(v) <= max(v) < 1, "two numbers in [0, 1)"),
-    ("optim.lr_per_videos", lambda v: v > 0, "must be positive"),
-    _at_least("optim.base_lr", 0),
-    _at_least("optim.clip_norm", 0),
+    _positive("optim.lr_per_videos"),
+    *(
+        _at_least(f"optim.{field}", 0)
+        for field in ("base_lr", "min_lr", "warmup_epochs", "weight_decay", "eps", "clip_norm")
+    ),
     _at_least("optim.accumulate", 1),
     _at_least("optim.max_skipped_in_a_row", 1),
     _fraction("optim.ema_decay"),
@@ -419,7 +432,7 @@ _CHECKS: tuple[_Check, ...] = (
     ),
     *(
         _at_least(f"train.{field}", 0)
-        for field in ("steps", "picture_every", "keep_every", "stop_after")
+        for field in ("steps", "picture_every", "keep_every", "stop_after", "peak_tflops")
     ),
     _at_least("mesh.fsdp", 1),
 )

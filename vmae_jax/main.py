@@ -6,6 +6,7 @@ The same command in the same workdir goes on where it stopped. Fields are overri
 """
 
 import logging
+import math
 import pathlib
 
 import jax
@@ -16,31 +17,16 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from vmae_jax import assemble, systems
 from vmae_jax import config as config_lib
-from vmae_jax.convert.engine import ConversionError
-from vmae_jax.data.manifest import ManifestError
-from vmae_jax.data.pipeline import ClipPipeline, PipelineError
-from vmae_jax.data.video import VideoError
+from vmae_jax.data.pipeline import ClipPipeline
+from vmae_jax.errors import UserError
 from vmae_jax.evals.reconstruct import make_draw
-from vmae_jax.train.checkpoints import CheckpointError
-from vmae_jax.train.feed import DataStalledError
-from vmae_jax.train.loop import NonFiniteError, Outcome, Trainer
+from vmae_jax.train.loop import Outcome, Trainer
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Recipe, e.g. configs/v2_vitb.py or configs/v2_vitb.py:smoke.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if it is not there.")
 
-# What a user can put right: told in a sentence, without a traceback.
-_USER_ERRORS = (
-    config_lib.ConfigError,
-    ManifestError,
-    VideoError,
-    PipelineError,
-    CheckpointError,
-    ConversionError,
-    DataStalledError,
-    NonFiniteError,
-)
 _EXIT_ON_SIGNAL = 143  # what a shell reports of a process ended by SIGTERM
 
 _log = logging.getLogger("vmae_jax.main")
@@ -54,7 +40,7 @@ def run(config: ConfigDict, workdir: str) -> Outcome:
       workdir: folder of the run.
 
     Raises:
-      ConfigError, ManifestError, CheckpointError, DataStalledError, NonFiniteError.
+      UserError: of whatever kind; says what to put right.
     """
     config_lib.validate(config)
     system = systems.build(config)
@@ -63,7 +49,7 @@ def run(config: ConfigDict, workdir: str) -> Outcome:
     config_lib.check_devices(config, jax.device_count())
     pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
     _describe(config, plan, num_videos)
-    draw = make_draw(system, num_clips=min(4, plan.clips_per_step)) if system.reconstruct else None
+    draw = make_draw(system) if system.reconstruct else None
     trainer = Trainer(system, assemble.make_run(config, plan), workdir, draw=draw)
     return trainer.fit(
         lambda step: assemble.open_pipeline(config, start_step=step),
@@ -87,7 +73,12 @@ def _describe(config: ConfigDict, plan: config_lib.Plan, num_videos: int) -> Non
         plan.peak_lr,
         plan.floor_lr,
     )
-    _log.info("%d %s device(s).", jax.device_count(), jax.local_devices()[0].device_kind)
+    _log.info(
+        "%d %s device(s), %d of which share one copy of the parameters.",
+        jax.device_count(),
+        jax.local_devices()[0].device_kind,
+        math.gcd(config.mesh.fsdp, jax.device_count()),
+    )
 
 
 def _main(argv: list[str]) -> int:
@@ -102,7 +93,7 @@ def _main(argv: list[str]) -> int:
     try:
         with logging_redirect_tqdm():
             outcome = run(_CONFIG.value, _WORKDIR.value)
-    except _USER_ERRORS as error:
+    except UserError as error:
         _log.error("%s: %s", type(error).__name__, error)
         return 1
     if outcome.signal:

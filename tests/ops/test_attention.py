@@ -67,8 +67,9 @@ def test_the_choices_of_this_machine_agree(shape, dtype):
             assert np.abs(ours - wanted).max() < limit, name
 
 
-def test_splash_runs_on_each_device_of_a_mesh():
-    args = inputs((8, 40, 2, 16))
+@pytest.mark.parametrize("clips", [8, 3])  # 3: too few for 8 devices, computed by all
+def test_splash_runs_on_each_device_of_a_mesh(clips):
+    args = inputs((clips, 40, 2, 16))
     expected = ops.attention(*args, scale=0.25, impl="xla_f32")
     mesh = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
     with jax.set_mesh(mesh):

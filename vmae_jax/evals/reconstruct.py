@@ -14,16 +14,16 @@ _TEXT_HEIGHT = 16
 
 
 def make_reconstruct(
-    system: System, *, num_clips: int
+    system: System,
 ) -> Callable[[Params, Mapping[str, jax.Array], jax.Array], dict[str, np.ndarray]]:
     """Returns a jitted `(params, batch, key) -> {label: videos}`.
 
     Args:
       system: one whose predictions are pictures.
-      num_clips: clips of the batch that are reconstructed, from its start.
 
     Returns:
-      a function whose videos are uint8 [num_clips, T, H, W, C], on the host of every process.
+      a function whose videos are uint8 [B, T, H, W, C], on the host of every process. A clip is
+      masked alike whenever it is drawn with the same key.
 
     Raises:
       ValueError: the system has nothing to draw.
@@ -35,10 +35,8 @@ def make_reconstruct(
 
     @jax.jit
     def run(params: Params, batch: Mapping[str, jax.Array], key: jax.Array) -> list[jax.Array]:
-        # Step 0 on purpose: a clip is masked alike in every picture drawn of it.
-        first = {name: x[:num_clips] for name, x in batch.items()}
-        keys = clip_keys(key, 0, first["index"])
-        videos = reconstruct(compute_copy(params, system.compute_dtype), first, keys)
+        keys = clip_keys(key, 0, batch["index"])
+        videos = reconstruct(compute_copy(params, system.compute_dtype), batch, keys)
         labels[:] = videos
         videos = [(video * 255.0).round().astype("uint8") for video in videos.values()]
         if jax.sharding.get_abstract_mesh().empty:
@@ -53,10 +51,10 @@ def make_reconstruct(
 
 
 def make_draw(
-    system: System, *, num_clips: int
+    system: System,
 ) -> Callable[[Params, Mapping[str, jax.Array], jax.Array], np.ndarray]:
     """Returns `(params, batch, key) -> picture`, uint8 [H, W, 3]; see `make_reconstruct`."""
-    reconstruct = make_reconstruct(system, num_clips=num_clips)
+    reconstruct = make_reconstruct(system)
     return lambda params, batch, key: grid_picture(reconstruct(params, batch, key))
 
 

@@ -20,7 +20,15 @@ IMPLEMENTATIONS = ("xla", "xla_f32", "cudnn", "splash")
 STACKS = ("encoder", "decoder")
 
 
-def choose_attention(impl: str, *, stack: str, platform: str, dtype: str) -> str:
+def choose_attention(
+    impl: str,
+    *,
+    stack: str,
+    platform: str,
+    dtype: str,
+    head_dim: int = 64,
+    capability: float | None = None,
+) -> str:
     """Resolves "auto" and checks an explicit choice against the machine.
 
     Args:
@@ -28,6 +36,8 @@ def choose_attention(impl: str, *, stack: str, platform: str, dtype: str) -> str
       stack: "encoder" (100-200 tokens) or "decoder" (1000-2000).
       platform: "cpu", "gpu" or "tpu", as `jax.default_backend()` names it.
       dtype: compute dtype, e.g. "bfloat16".
+      head_dim: width of a head; cuDNN takes multiples of 8.
+      capability: CUDA compute capability, if known; cuDNN's flash kernel needs 8.0 (Ampere).
 
     Returns:
       one of IMPLEMENTATIONS.
@@ -40,7 +50,8 @@ def choose_attention(impl: str, *, stack: str, platform: str, dtype: str) -> str
     platform = {"cuda": "gpu", "rocm": "gpu"}.get(platform, platform)
     half = str(dtype) in ("bfloat16", "float16")
     if impl == "auto":
-        if platform == "gpu" and half:
+        recent = capability is None or capability >= 8.0
+        if platform == "gpu" and half and recent and head_dim % 8 == 0:
             return "cudnn"
         # On TPUs the scores of a short encoder sequence are cheaper than a kernel's padding.
         if platform == "tpu" and stack == "decoder":
@@ -174,8 +185,9 @@ def splash(
     )
     if not auto:  # no mesh, or already inside shard_map
         return local(q, k, v)
-    # Every mesh axis carries batch in this house. The kernel does not annotate varying axes.
-    spec = PartitionSpec(auto)
+    # Every mesh axis carries batch in this house; a batch too small to share (of a picture) is
+    # computed by all. The kernel does not annotate varying axes.
+    spec = PartitionSpec(auto if q.shape[0] % mesh.size == 0 else None)
     return jax.shard_map(local, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)(q, k, v)
 
 

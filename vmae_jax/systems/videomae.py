@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from vmae_jax.config import token_counts
+from vmae_jax.config import ConfigError, token_counts
 from vmae_jax.models import flops
 from vmae_jax.models.functional import Functional, functional
 from vmae_jax.models.layers import StackOptions
@@ -146,13 +146,27 @@ def stack_options(model: ConfigDict, stack: str) -> StackOptions:
         layer_scale=model.layer_scale,
         gelu=model.gelu,
         drop_path=part.drop_path,
-        attention=choose_attention(
-            part.attention, stack=stack, platform=jax.default_backend(), dtype=model.dtype
-        ),
+        attention=_attention(part, stack, model.dtype),
         dtype=model.dtype,
         remat=part.remat,
         scan=model.layers == "scan",
     )
+
+
+def _attention(part: ConfigDict, stack: str, dtype: str) -> str:
+    # Only NVIDIA devices have one: "8.0" and newer can run the flash kernel.
+    capability = getattr(jax.local_devices()[0], "compute_capability", None)
+    try:
+        return choose_attention(
+            part.attention,
+            stack=stack,
+            platform=jax.default_backend(),
+            dtype=dtype,
+            head_dim=part.width // part.heads,
+            capability=None if capability is None else float(capability),
+        )
+    except ValueError as error:
+        raise ConfigError(f"config.model.{stack}.attention: {error}") from error
 
 
 def _spec(part: ConfigDict) -> StackSpec:

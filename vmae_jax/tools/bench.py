@@ -151,7 +151,12 @@ def bench_data(options: PipelineOptions, *, videos: int, batch_videos: int) -> d
     Returns:
       milliseconds per video and stage; clips per second and core; clips per second of the pipeline.
     """
-    manifest = read_manifest(options.manifest, root=options.root, style=options.style)
+    manifest = read_manifest(
+        options.manifest,
+        root=options.root,
+        style=options.style,
+        allow_outside=options.allow_outside,
+    )
     stages = _time_stages(manifest, options, videos)
     per_video = sum(stages.values())
     with ClipPipeline(options, batch_videos=batch_videos, seed=0) as pipeline:

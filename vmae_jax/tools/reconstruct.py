@@ -2,6 +2,7 @@ r"""Shows what a masked model reconstructs, on any video.
 
     python -m vmae_jax.tools.reconstruct --workdir=runs/demo --out=pictures
     python -m vmae_jax.tools.reconstruct --workdir=runs/demo --out=pictures a.mp4 b.mp4
+    python -m vmae_jax.tools.reconstruct --workdir=runs/demo --out=pictures --manifest=val.csv
     python -m vmae_jax.tools.reconstruct --config=runs/demo/config.json \
         --weights=released.safetensors --out=pictures a.mp4
 
@@ -24,12 +25,10 @@ from PIL import Image
 
 from vmae_jax import assemble, systems
 from vmae_jax import config as config_lib
-from vmae_jax.convert.engine import ConversionError
-from vmae_jax.data.manifest import ManifestError
-from vmae_jax.data.pipeline import ClipPipeline, PipelineError
-from vmae_jax.data.video import VideoError, write_video
+from vmae_jax.data.pipeline import ClipPipeline
+from vmae_jax.data.video import write_video
+from vmae_jax.errors import UserError
 from vmae_jax.evals.reconstruct import grid_picture, make_reconstruct, side_by_side
-from vmae_jax.train.checkpoints import CheckpointError
 
 _FRAMES_PER_SECOND = 6  # slow enough to look at
 
@@ -54,8 +53,7 @@ def reconstruct(
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), params)
     params = assemble.load_weights(weights, config, params)
     batch, names = _clips(config, videos, num_clips)
-    draw = make_reconstruct(system, num_clips=len(names))
-    return draw(params, batch, jax.random.key(config.seed)), names
+    return make_reconstruct(system)(params, batch, jax.random.key(config.seed)), names
 
 
 def _clips(
@@ -70,7 +68,7 @@ def _clips(
             with listing.open("w", newline="", encoding="utf-8") as file:
                 rows = [["path"], *([str(pathlib.Path(v).absolute())] for v in videos)]
                 csv.writer(file).writerows(rows)
-            config.data.update(manifest=str(listing), root="/", style="csv", allow_outside=True)
+            config.data.update(manifest=str(listing), root="/", style="csv")
         options = assemble.pipeline_options(config)
         count = len(videos) or min(num_clips, assemble.count_videos(config))
         with ClipPipeline(options, batch_videos=count, seed=config.seed) as pipeline:
@@ -110,6 +108,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", help="config.json of a run; default: the workdir's")
     parser.add_argument("--weights", help="checkpoint or .safetensors; default: the workdir's")
     parser.add_argument("--out", required=True, help="folder for the pictures")
+    parser.add_argument("--manifest", help="list of videos to take clips of; default: the run's")
+    parser.add_argument("--root", help="folder of that list's paths; default: its own")
     parser.add_argument("--clips", type=int, default=4, help="of the manifest (default: 4)")
     args = parser.parse_args(argv)
     if not args.workdir and not (args.config and args.weights):
@@ -119,17 +119,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not config_file.is_file():
             raise config_lib.ConfigError(f"{config_file} is not there; is {args.workdir} a run?")
         config = config_lib.from_mapping(json.loads(config_file.read_text(encoding="utf-8")))
+        if args.manifest:
+            config.data.update(manifest=args.manifest, root=args.root or "")
         videos, names = reconstruct(
             config, args.weights or args.workdir, videos=args.videos, num_clips=args.clips
         )
-    except (
-        config_lib.ConfigError,
-        ManifestError,
-        VideoError,
-        PipelineError,
-        CheckpointError,
-        ConversionError,
-    ) as error:
+    except UserError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     written = write_pictures(videos, names, pathlib.Path(args.out))

@@ -103,8 +103,10 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for the last save and releases the folder."""
-        self.wait()
-        self._checkpointer.close()
+        try:
+            self.wait()
+        finally:
+            self._checkpointer.close()
 
     def restore_latest(
         self, abstract_state: TrainState
@@ -135,6 +137,8 @@ class Checkpoints:
             except CheckpointError:
                 raise
             except Exception as error:  # orbax raises many kinds for damaged files
+                if "RESOURCE_EXHAUSTED" in str(error):  # that is the memory, not the file
+                    raise
                 _log.error(
                     "CHECKPOINT %s CANNOT BE READ (%s: %.300s); falling back to the one before.",
                     path, type(error).__name__, error,

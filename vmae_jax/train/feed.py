@@ -3,15 +3,13 @@
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import NamedSharding
 
-
-class DataStalledError(RuntimeError):
-    """No batch came within the time limit."""
+_POLL_S = 0.01
 
 
 class Delivery(NamedTuple):
@@ -20,7 +18,7 @@ class Delivery(NamedTuple):
     Attributes:
       arrays: global arrays on the mesh.
       host: the pipeline's batch with its records and failures, arrays removed.
-      wait_s: seconds that the loop waited for it.
+      wait_s: seconds for which the devices had nothing to do because it was not there yet.
     """
 
     arrays: dict[str, jax.Array]
@@ -29,22 +27,21 @@ class Delivery(NamedTuple):
 
 
 class DeviceFeed:
-    """Pulls batches in a thread and keeps `depth` of them on the devices ahead of the loop."""
+    """Pulls batches in a thread and keeps `depth` of them on the devices ahead of the loop.
 
-    def __init__(
-        self, pipeline: Iterator[Any], sharding: NamedSharding, *, timeout_s: float, depth: int = 2
-    ) -> None:
+    How long a batch may take is the pipeline's business, which knows what it is waiting for.
+    """
+
+    def __init__(self, pipeline: Iterator[Any], sharding: NamedSharding, *, depth: int = 2) -> None:
         """Starts to pull at once.
 
         Args:
           pipeline: iterator of host batches with a dict `arrays` of this process's rows.
           sharding: layout of the leading axis of the global arrays.
-          timeout_s: a longer wait for one batch raises `DataStalledError`.
           depth: batches held ready.
         """
         self._pipeline = pipeline
         self._sharding = sharding
-        self._timeout_s = timeout_s
         self._ready: queue.Queue[Any] = queue.Queue(maxsize=depth)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._pull, name="device-feed", daemon=True)
@@ -73,20 +70,35 @@ class DeviceFeed:
                 continue
         return None
 
-    def next(self) -> Delivery:
-        """The next batch; raises what the pipeline raised, `StopIteration` at its end."""
-        begin = time.perf_counter()
-        try:
-            item = self._ready.get(timeout=self._timeout_s)
-        except queue.Empty:
-            raise DataStalledError(
-                f"no batch came for {self._timeout_s:g} s: a decoder or the storage hangs. The log "
-                "above names clips that were slow; raise data.stall_timeout_s if the storage is "
-                "merely slow, or check the files with python -m vmae_jax.tools.check_data"
-            ) from None
-        if isinstance(item, BaseException):
-            raise item
-        return Delivery(*item, wait_s=time.perf_counter() - begin)
+    def next(
+        self,
+        *,
+        busy: Callable[[], bool] = lambda: False,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Delivery | None:
+        """The next batch, or None as soon as `stop` says so.
+
+        Args:
+          busy: whether the devices still have work; time in which they do is not counted as
+            waiting.
+          stop: asked while there is no batch.
+
+        Raises:
+          whatever the pipeline raised; `StopIteration` at its end.
+        """
+        idle_since = None
+        while not stop():
+            if idle_since is None and not busy():
+                idle_since = time.perf_counter()
+            try:
+                item = self._ready.get(timeout=_POLL_S)
+            except queue.Empty:
+                continue
+            if isinstance(item, BaseException):
+                raise item
+            wait_s = 0.0 if idle_since is None else time.perf_counter() - idle_since
+            return Delivery(*item, wait_s=wait_s)
+        return None
 
     def close(self) -> None:
         """Stops the thread; the pipeline itself is closed by its owner."""

@@ -1,7 +1,9 @@
 """The training loop: fetch, step, log, draw, save, stop - in that order, for every system."""
 
+import collections
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import pathlib
@@ -15,6 +17,8 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from PIL import Image
 
 from vmae_jax.errors import UserError
@@ -27,6 +31,9 @@ from vmae_jax.train.state import TrainState, make_init
 from vmae_jax.train.step import StepOptions, make_train_step
 
 _log = logging.getLogger(__name__)
+
+_STEPS_IN_FLIGHT = 2
+_CLIPS_PICTURED = 4
 
 
 class NonFiniteError(UserError, RuntimeError):
@@ -73,9 +80,11 @@ class Run:
       options: of the step.
       seed: of parameters, masks and everything drawn on the device.
       fsdp: devices that share one copy of the parameters, at most.
-      log_every, picture_every, checkpoint_every, keep_last, keep_every: in steps; 0 = never.
-      max_skipped_in_a_row: non-finite updates before the run stops.
-      stall_timeout_s: longest wait for a batch.
+      log_every, checkpoint_every: in steps, at least 1.
+      picture_every: in steps; 0: never.
+      keep_last: number of newest checkpoints kept.
+      keep_every: also keep those whose step is a multiple; 0: none.
+      max_skipped_in_a_row: non-finite updates before the run stops; looked at when logging.
       peak_tflops: per chip; 0: the datasheet's.
       wandb_project: or "".
       config: resolved config as plain values, saved beside the state.
@@ -94,7 +103,6 @@ class Run:
     keep_last: int
     keep_every: int
     max_skipped_in_a_row: int
-    stall_timeout_s: float
     peak_tflops: float
     wandb_project: str
     config: Mapping[str, Any]
@@ -102,7 +110,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a call of `train` ended: step reached, last logged row, name of the signal or ""."""
+    """How `Trainer.fit` ended: step reached, last logged row, name of the signal or ""."""
 
     step: int
     last_row: Mapping[str, float]
@@ -130,6 +138,7 @@ class Trainer:
         """
         self._system, self._run, self._workdir, self._draw = system, run, workdir, draw
         self._mesh = make_mesh(run.fsdp)
+        self._last_step = min(run.stop_after or run.total_steps, run.total_steps)
 
     def fit(
         self,
@@ -146,7 +155,8 @@ class Trainer:
           init_params: abstract parameters -> weights to start from at step 0.
 
         Raises:
-          NonFiniteError, DataStalledError, CheckpointError and whatever the pipeline raises.
+          NonFiniteError, CheckpointError and whatever the pipeline raises; the steps done before
+          that are saved.
         """
         run = self._run
         with (
@@ -157,14 +167,16 @@ class Trainer:
             ) as checkpoints,
         ):
             state, position = self._initial_state(checkpoints, init_params)
+            step = int(state.step)
+            if step >= self._last_step:
+                _log.info("Nothing to do: step %d of %d is saved.", step, self._last_step)
+                return Outcome(step, {}, "")
             frozen = self._frozen()
-            with contextlib.closing(open_pipeline(int(state.step))) as pipeline:
+            with contextlib.closing(open_pipeline(step)) as pipeline:
                 if position is not None:
                     _check(check_position, position, pipeline.state())
                 self._write_config()  # now that nothing speaks against going on with it
-                layout = batch_sharding(self._mesh)
-                feed = DeviceFeed(pipeline, layout, timeout_s=run.stall_timeout_s)
-                with contextlib.closing(feed):
+                with contextlib.closing(DeviceFeed(pipeline, batch_sharding(self._mesh))) as feed:
                     return self._loop(state, frozen, pipeline, feed, checkpoints, stop)
 
     def _initial_state(
@@ -188,11 +200,18 @@ class Trainer:
                 int(state.step),
                 meta["versions"]["vmae_jax"],
             )
+            for difference in _differences(meta["config"], run.config):
+                _log.warning("Unlike in the checkpoint: %s.", difference)
             return state, position
-        if init_params is not None:
-            params = init_params(abstract.params)
-            init = make_init(lambda _: params, run.tx, ema=ema)
-        return jax.jit(init, out_shardings=shardings)(key), None
+        if init_params is None:
+            return jax.jit(init, out_shardings=shardings)(key), None
+
+        # The weights are an argument: closed over, they would become constants of the program.
+        def init_from(key: jax.Array, params: Any) -> TrainState:
+            return make_init(lambda _: params, run.tx, ema=ema)(key)
+
+        params = init_params(abstract.params)
+        return jax.jit(init_from, out_shardings=shardings)(key, params), None
 
     def _write_config(self) -> None:
         if jax.process_index() == 0:
@@ -219,51 +238,76 @@ class Trainer:
         run = self._run
         key = jax.random.fold_in(jax.random.key(run.seed), 1)  # apart from that of the parameters
         facts = pipeline.state()
-        first = step = int(state.step)
-        last = min(run.stop_after or run.total_steps, run.total_steps)
+        step = saved = int(state.step)
         writer = metrics_lib.Writer(
             self._workdir,
             total_steps=run.total_steps,
-            first_step=first,
+            first_step=step,
             wandb_project=run.wandb_project,
+            config=run.config,
         )
         interval = _Interval()
-        decode_failures = 0
         row: dict[str, float] = {}
-        train_step = throughput = None
+        train_step = throughput = pictured = failure = None
+        in_flight: collections.deque[jax.Array] = collections.deque()
+
+        def log() -> dict[str, float]:
+            row = interval.fetch()  # the only wait for the device's newest results
+            row |= throughput.row(run.total_steps - step)
+            writer.write(step, row)
+            interval.report_skipped(self._workdir)
+            return row
+
+        def save() -> None:
+            position = {**facts, "batches": step}
+            checkpoints.save(state, step=step, data=position, config=run.config)
+
         with contextlib.closing(writer):
-            while step < last:
-                delivery = feed.next()
+            while step < self._last_step:
+                try:
+                    delivery = feed.next(
+                        busy=lambda: bool(in_flight) and not in_flight[-1].is_ready(),
+                        stop=lambda: bool(stop.name),
+                    )
+                except Exception as error:  # raised below, once the steps done are safe
+                    failure = error
+                    break
+                if delivery is None:
+                    break
                 if train_step is None or throughput is None:
                     train_step = self._compile(state, frozen, delivery.arrays, key)
                     throughput = self._throughput(delivery.arrays, pipeline.batch_videos)
+                    pictured = self._first_clips(delivery.arrays, pipeline.batch_videos)
                 state, values = train_step(state, frozen, delivery.arrays, key)
                 step += 1
                 throughput.add(delivery.wait_s)
-                interval.add(step, values, delivery.host.names())
-                decode_failures += len(delivery.host.failures)
-                if step == first + 1:
+                interval.add(step, values, delivery.host)
+                writer.tick(step)
+                # Without this the host would run ahead and every step hold its batch in memory.
+                in_flight.append(values["loss"])
+                if len(in_flight) > _STEPS_IN_FLIGHT:
+                    in_flight.popleft().block_until_ready()
+                if throughput.steps_ever == 1:
                     jax.block_until_ready(values)
                     throughput.restart()  # the first step also warms up
 
-                ending = step == last or bool(stop.name)
-                if step % run.log_every == 0 or ending:
-                    row = interval.fetch()  # the only wait for the device
-                    row |= throughput.row(run.total_steps - step)
-                    row["decode_failures"] = decode_failures
-                    writer.write(step, row)
-                    interval.report_skipped(self._workdir)
+                if step % run.log_every == 0:
+                    row = log()
+                    interval = _Interval(interval.decode_failures)
                     self._check_finite(row, step)
-                    interval = _Interval()
-                if run.picture_every and (step % run.picture_every == 0 or step == last):
-                    self._picture(state, delivery.arrays, key, step, writer)
+                if run.picture_every and step % run.picture_every == 0:
+                    self._picture(state, pictured, key, step, writer)
                     throughput.restart()
-                if step % run.checkpoint_every == 0 or ending:
-                    position = {**facts, "batches": step}
-                    checkpoints.save(state, step=step, data=position, config=run.config)
-                if ending:  # not `stop.name`: a signal during the save must save its own step
-                    break
+                if step % run.checkpoint_every == 0:
+                    save()
+                    saved = step
+            if interval.steps:
+                row = log()
+            if step > saved:
+                save()
             checkpoints.wait()
+        if failure is not None:
+            raise failure
         if stop.name:
             _log.warning(
                 "%s received: step %d is saved; the same command goes on from there.",
@@ -271,6 +315,16 @@ class Trainer:
                 step,
             )
         return Outcome(step, row, stop.name)
+
+    def _first_clips(self, arrays: Mapping[str, jax.Array], videos: int) -> dict[str, jax.Array]:
+        """One clip of each of the first few videos, on all devices: drawn in every picture."""
+        repeats = arrays["index"].shape[0] // videos
+
+        @functools.partial(jax.jit, out_shardings=NamedSharding(self._mesh, P()))
+        def pick(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+            return {name: x[::repeats][:_CLIPS_PICTURED] for name, x in batch.items()}
+
+        return pick(dict(arrays))
 
     def _compile(
         self, state: TrainState, frozen: Any, arrays: Mapping[str, jax.Array], key: jax.Array
@@ -312,14 +366,14 @@ class Trainer:
     def _picture(
         self,
         state: TrainState,
-        arrays: Mapping[str, jax.Array],
+        clips: Mapping[str, jax.Array],
         key: jax.Array,
         step: int,
         writer: metrics_lib.Writer,
     ) -> None:
         if self._draw is None:
             return
-        image = self._draw(state.params, arrays, key)
+        image = self._draw(state.params, clips, key)
         if jax.process_index() == 0:
             folder = pathlib.Path(self._workdir) / "pictures"
             folder.mkdir(exist_ok=True)
@@ -355,18 +409,33 @@ def _check(
         raise CheckpointError(str(error)) from error
 
 
+def _differences(saved: Any, current: Any, path: str = "config") -> list[str]:
+    """Fields in which two configs differ, in words."""
+    if isinstance(saved, Mapping) and isinstance(current, Mapping):
+        names = sorted(saved.keys() | current.keys())
+        return [
+            difference
+            for name in names
+            for difference in _differences(saved.get(name), current.get(name), f"{path}.{name}")
+        ]
+    current = json.loads(json.dumps(current))  # tuples are lists in a checkpoint
+    return [] if saved == current else [f"{path} was {saved!r} and is {current!r}"]
+
+
 class _Interval:
     """Metrics (still on the device) and clip names of the steps since the last log."""
 
-    def __init__(self) -> None:
-        self._steps: list[int] = []
+    def __init__(self, decode_failures: int = 0) -> None:
+        self.steps: list[int] = []
+        self.decode_failures = decode_failures  # of the whole process, not of the interval
         self._values: list[Any] = []
         self._clips: list[list[str]] = []
 
-    def add(self, step: int, values: dict[str, jax.Array], clips: list[str]) -> None:
-        self._steps.append(step)
+    def add(self, step: int, values: dict[str, jax.Array], host: Any) -> None:
+        self.steps.append(step)
+        self.decode_failures += len(host.failures)
         self._values.append(values)
-        self._clips.append(clips)
+        self._clips.append(host.names())
 
     def fetch(self) -> dict[str, float]:
         """Reads all values at once: averages over the good updates, or the latest of a counter."""
@@ -376,17 +445,20 @@ class _Interval:
         for name, latest in self._values[-1].items():
             if name in _LATEST:
                 row[name] = float(latest)
+            elif name == "skipped_in_a_row":
+                row[name] = float(max(values[name] for values in self._values))
             elif name == "skipped":
                 row[name] = float(sum(values[name] for values in self._values))
             else:
                 row[name] = float(np.mean([values[name] for values in good], dtype=np.float64))
         # Which clips they were, in which order: two runs that saw the same agree in it.
         row["clips_crc32"] = float(zlib.crc32(json.dumps(self._clips).encode()))
+        row["decode_failures"] = float(self.decode_failures)
         return row
 
     def report_skipped(self, workdir: str) -> None:
         """Writes down the clips of updates that were skipped; call after `fetch`."""
-        rows = zip(self._steps, self._values, self._clips, strict=True)
+        rows = zip(self.steps, self._values, self._clips, strict=True)
         bad = [(step, clips) for step, values, clips in rows if values["skipped"]]
         if not bad:
             return
@@ -399,4 +471,4 @@ class _Interval:
 
 
 # Reported as of the last step of an interval; everything else is averaged over it.
-_LATEST = ("lr", "param_norm", "skipped_total", "skipped_in_a_row")
+_LATEST = ("lr", "param_norm", "skipped_total")

@@ -6,6 +6,7 @@ import math
 import pathlib
 import sys
 import time
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,8 @@ import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+from vmae_jax.config import ConfigError
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +53,13 @@ class Writer:
     """Writes rows of metrics; silent on all processes but the first."""
 
     def __init__(
-        self, workdir: str, *, total_steps: int, first_step: int, wandb_project: str = ""
+        self,
+        workdir: str,
+        *,
+        total_steps: int,
+        first_step: int,
+        wandb_project: str = "",
+        config: Mapping[str, Any] | None = None,
     ) -> None:
         """Opens `metrics.jsonl` and TensorBoard files; drops rows that a lost stretch left behind.
 
@@ -59,6 +68,7 @@ class Writer:
           total_steps: steps of the whole run, for the progress display.
           first_step: updates already done; later rows of an earlier process are dropped.
           wandb_project: W&B project, or "" for none.
+          config: resolved config, sent to W&B.
         """
         self._active = jax.process_index() == 0
         if not self._active:
@@ -68,7 +78,7 @@ class Writer:
         _drop_rows_after(self._path, first_step)
         self._file = self._path.open("a", encoding="utf-8")
         self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
-        self._wandb = _open_wandb(wandb_project, folder) if wandb_project else None
+        self._wandb = _open_wandb(wandb_project, folder, config) if wandb_project else None
         self._bar = (
             tqdm(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True)
             if sys.stderr.isatty()
@@ -89,15 +99,23 @@ class Writer:
             self._wandb.log(dict(row), step=step)
         line = "  ".join(f"{k} {_short(row[k])}" for k in _LINE if k in row)
         if self._bar is not None:
-            self._bar.update(step - self._bar.n)
             self._bar.set_postfix_str(line)
         else:
             _log.info("step %d  %s", step, line)
+
+    def tick(self, step: int) -> None:
+        """Moves the progress display, if there is one, to `step` updates done."""
+        if self._active and self._bar is not None:
+            self._bar.update(step - self._bar.n)
 
     def picture(self, name: str, image: np.ndarray, step: int) -> None:
         """Adds a picture, uint8 [H, W, 3], to TensorBoard."""
         if self._active:
             self._tensorboard.add_image(name, image, step, dataformats="HWC")
+            if self._wandb is not None:
+                import wandb
+
+                self._wandb.log({name: wandb.Image(image)}, step=step)
 
     def close(self) -> None:
         """Flushes and closes everything."""
@@ -136,15 +154,26 @@ def _drop_rows_after(path: pathlib.Path, step: int) -> None:
     partial.replace(path)
 
 
-def _open_wandb(project: str, folder: pathlib.Path) -> Any:
+def _open_wandb(project: str, folder: pathlib.Path, config: Mapping[str, Any] | None) -> Any:
     try:
         import wandb
     except ImportError as error:
-        raise ImportError(
-            "train.wandb_project is set but wandb is not installed: pip install 'vmae_jax[wandb]', "
-            "or leave the field empty"
+        raise ConfigError(
+            "config.train.wandb_project is set but wandb is not installed: pip install "
+            "'vmae_jax[wandb]', or leave the field empty"
         ) from error
-    return wandb.init(project=project, dir=str(folder), name=folder.name, resume="allow")
+    # One id per workdir: a resumed run goes on in the same W&B run.
+    id_file = folder / "wandb_id"
+    if not id_file.exists():
+        id_file.write_text(uuid.uuid4().hex[:12])
+    return wandb.init(
+        project=project,
+        dir=str(folder),
+        name=folder.name,
+        id=id_file.read_text(),
+        resume="allow",
+        config=dict(config or {}),
+    )
 
 
 class Throughput:
@@ -154,6 +183,7 @@ class Throughput:
         """Takes clips and videos per step, training FLOPs per clip, a chip's peak or None."""
         self._clips, self._videos = clips, videos
         self._flops, self._peak = train_flops, peak_flops
+        self.steps_ever = 0
         self.restart()
 
     def restart(self) -> None:
@@ -163,21 +193,26 @@ class Throughput:
     def add(self, wait_s: float) -> None:
         """Counts one step and the seconds it waited for data."""
         self._steps += 1
+        self.steps_ever += 1
         self._wait_s += wait_s
 
     def row(self, steps_left: int) -> dict[str, float]:
         """Metrics of the interval, which ends here; call after a blocking read of its last step.
 
-        Both rates are given: `clips_per_s` counts every crop, `videos_per_s` decoded videos.
+        Both rates are given: `clips_per_s` counts every crop, `videos_per_s` decoded videos. An
+        interval without a step (the first one is not counted) has no rates.
         """
         seconds = max(time.perf_counter() - self._begin, 1e-9)
-        steps = max(self._steps, 1)
+        steps = self._steps
+        if not steps:
+            self.restart()
+            return {}
         chips = jax.device_count()
-        clips_per_s = self._steps * self._clips / seconds
+        clips_per_s = steps * self._clips / seconds
         row = {
             "step_s": seconds / steps,
             "clips_per_s": clips_per_s,
-            "videos_per_s": self._steps * self._videos / seconds,
+            "videos_per_s": steps * self._videos / seconds,
             "clips_per_s_per_chip": clips_per_s / chips,
             "data_wait": min(self._wait_s / seconds, 1.0),
             "eta_s": steps_left * seconds / steps,

@@ -8,6 +8,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vmae_jax import rules
+from vmae_jax.config import ConfigError
 
 BATCH_AXES = ("data", "fsdp")
 
@@ -54,7 +55,8 @@ def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
     are replicated.
 
     Raises:
-      ValueError: a leaf that no rule matches, or an axis that `fsdp` does not divide.
+      ValueError: a leaf that no rule matches.
+      ConfigError: an axis that `mesh.fsdp` does not divide.
     """
 
     def layout(path: str, leaf: Any) -> NamedSharding:
@@ -63,7 +65,7 @@ def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
         spec = rules.match(SHARDING_RULES, path, what="sharding rule")
         for axis, name in enumerate(spec):
             if name and leaf.shape[axis] % mesh.shape[name]:
-                raise ValueError(
+                raise ConfigError(
                     f"{path} of shape {leaf.shape} cannot be split over {mesh.shape[name]} devices "
                     f"along axis {axis}; choose a mesh.fsdp that divides {leaf.shape[axis]}"
                 )
