@@ -1,0 +1,51 @@
+import json
+import pathlib
+
+import pytest
+
+from vmae_jax.data.synthetic import generate
+from vmae_jax.tools import bench
+
+ROOT = pathlib.Path(__file__).parents[2]
+SMOKE = f"--config={ROOT / 'configs' / 'demo.py'}:smoke"
+
+
+def test_step_figures_are_consistent(tmp_path, capsys):
+    out = tmp_path / "figures.jsonl"
+    flags = ["step", SMOKE, "--clips=8", "--steps=2", "--warmup=1", f"--json={out}"]
+    assert bench.main(flags) == 0
+    row = json.loads(out.read_text())
+    assert row["config"].endswith("demo.py:smoke") and row["decoder_mask"] == "running_cell/0.5"
+    assert row["step_s_p95"] >= row["step_s"] > 0
+    devices = int(row["device"].split()[0])
+    assert row["clips_per_s_per_chip"] == pytest.approx(8 / row["step_s"] / devices)
+    assert row["commit"] and row["versions"]["jax"]
+    assert "clips_per_s_per_chip" in capsys.readouterr().out
+
+
+def test_decoder_mask_can_be_switched_off_and_costs_more(tmp_path):
+    out = tmp_path / "figures.jsonl"
+    common = ["step", SMOKE, "--clips=8", "--steps=1", "--warmup=1", f"--json={out}"]
+    assert bench.main(common) == 0
+    assert bench.main([*common, "--decoder-mask=none", "--remat=full"]) == 0
+    masked, whole = (json.loads(line) for line in out.read_text().splitlines())
+    assert whole["decoder_mask"] == "none/0.0" and whole["remat"] == "full"
+    assert whole["gmac_forward_per_clip"] > masked["gmac_forward_per_clip"]
+
+
+def test_data_figures_name_every_stage(tmp_path, capsys):
+    generate(tmp_path / "videos", num_videos=10)
+    out = tmp_path / "figures.jsonl"
+    manifest = f"--manifest={tmp_path / 'videos' / 'train.csv'}"
+    flags = ["data", manifest, "--videos=4", "--batch=2", "--workers=0", "--repeats=2", "--size=32"]
+    assert bench.main([*flags, f"--json={out}"]) == 0
+    row = json.loads(out.read_text())
+    stages = [row[f"{name}_ms"] for name in ("read", "decode", "crop_resize")]
+    assert min(stages) > 0
+    assert row["clips_per_s_per_core"] == pytest.approx(2000 / sum(stages))
+    assert row["bytes_per_clip"] == 16 * 32 * 32 * 3
+
+
+def test_wrong_config_is_a_sentence(capsys):
+    assert bench.main(["step", "--config=nowhere.py"]) == 1
+    assert "no config at nowhere.py" in capsys.readouterr().err
