@@ -75,7 +75,7 @@ define run_demo
 $(PY) -m vmae_jax.data.synthetic --out=$(1) $(4)
 $(PY) -m vmae_jax.main --config=$(3) --config.data.manifest=$(1)/train.csv \
     --config.data.root=$(1) --workdir=$(2)
-$(PY) -m vmae_jax.tools.reconstruct --workdir=$(2) --out=$(2)/pictures
+$(PY) -m vmae_jax.tools.reconstruct --workdir=$(2) --manifest=$(1)/val.csv --out=$(2)/pictures
 @echo "Pictures: $(2)/pictures"
 endef
 
