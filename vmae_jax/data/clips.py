@@ -20,6 +20,7 @@ from vmae_jax.errors import UserError
 
 _ATTEMPTS = 8  # videos tried for one place in a batch before the run stops
 _REASON_BYTES = 200
+CLOSED = "The pipeline is closed."
 
 SAMPLINGS = ("dense", "segments")
 CROPS = ("multi_scale", "centre", "none")
@@ -51,7 +52,8 @@ class PipelineOptions:
       max_error_rate: with "skip", the share of bad videos above which the run stops ...
       min_errors: ... once so many were met.
       clip_timeout_s: time for one video.
-      stall_timeout_s: time for one batch before the run stops.
+      stall_timeout_s: longest wait for one message of a worker, from when its clips are asked for,
+        before the run stops. Two minutes more are allowed while workers start.
       max_bytes, max_pixels, max_frames: caps on one video.
       workers: decoding processes; 0 decodes in the calling one.
       worker_buffer: messages that each worker prepares ahead.
@@ -128,24 +130,25 @@ class LoadClips:
 
     def __call__(self, item: int) -> dict[str, np.ndarray]:
         began = time.perf_counter()
-        if guards.of(self.folder).stopped():
-            raise PipelineError("The pipeline is closed.")
+        guard = guards.of(self.folder)
+        if guard is None or guard.stopped():
+            raise PipelineError(CLOSED)
         block = self.order.batch_videos // self.process_count
         step, row = divmod(int(item), block)
         positions = self.order.local_positions(
             self.start_step + step, self.process_index, self.process_count
         )
-        element = self._load(positions[row])
+        element = self._load(positions[row], guard)
         element["decode_s"] = np.float64(time.perf_counter() - began)
         return element
 
-    def _load(self, position: int) -> dict[str, np.ndarray]:
+    def _load(self, position: int, guard: guards.Guard) -> dict[str, np.ndarray]:
         _, offset, record = self.order.locate(position)
         failed_record = np.full(_ATTEMPTS, -1, np.int64)
         failed_reason = np.zeros((_ATTEMPTS, _REASON_BYTES), np.uint8)
         for attempt in range(_ATTEMPTS):
             try:
-                video = self._clips(record, self.order.rng(position, attempt))
+                video = self._clips(record, self.order.rng(position, attempt), guard)
                 break
             except VideoError as error:
                 if self.options.on_error == "raise":
@@ -169,10 +172,10 @@ class LoadClips:
             "failed_reason": failed_reason,
         }
 
-    def _clips(self, record: int, rng: np.random.Generator) -> np.ndarray:
-        """Decodes once and crops `repeats` times: uint8 [R, T, H, W, 3]."""
+    def _clips(self, record: int, rng: np.random.Generator, guard: guards.Guard) -> np.ndarray:
+        """Decodes once and crops `repeats` times: uint8 [R, T, H, W, C]."""
         clip, options = self.manifest[record], self.options
-        with guards.of(self.folder).clip(clip.path):
+        with guard.clip(clip.path):
             frames = read_clip(
                 clip,
                 functools.partial(choose_frames, clip=clip, options=options, rng=rng),

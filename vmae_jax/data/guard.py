@@ -4,6 +4,8 @@ Time limits inside `video` cover everything but a call into C that never returns
 dead file system. For these each worker keeps a *notice*, a small file mapped into memory that says
 which clip it is at and since when, and a thread that ends the process when a clip takes too long or
 when the main process is gone. The main process reads the notices to name the clip.
+
+The notices of a pipeline lie in its *folder*, which lives as long as the pipeline is open.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import shutil
 import struct
 import sys
 import threading
@@ -24,6 +27,12 @@ _LAYOUT = struct.Struct("<qdi")  # process id, start of the clip (0: idle), byte
 _SIZE = 4096
 _POLL_S = 0.25
 _SLACK_S = 5.0  # the limit inside `video` speaks first; the guard is for what it cannot see
+
+# Taking a file off the list would change the order of the run, and a resume would be refused.
+REMEDY = (
+    'Put an empty file in its place: with on_error="skip" it is then replaced and counted, and the '
+    "run goes on from its last checkpoint with the same list."
+)
 
 
 @dataclass(frozen=True)
@@ -70,10 +79,11 @@ class Guard:
             self._write()
 
     def stopped(self) -> bool:
-        """Whether the main process has asked all workers to stop."""
-        return self._stop_path.exists()
+        """Whether the pipeline has asked its workers to stop."""
+        return self._closed.is_set() or self._stop_path.exists()
 
     def close(self) -> None:
+        """Ends the watching thread; nothing bounds a clip from here on."""
         self._closed.set()
 
     def _write(self) -> None:
@@ -89,7 +99,7 @@ class Guard:
             if began and time.monotonic() - began > self._limit_s:
                 print(
                     f"The decoder is stuck in {self._clip} (more than {self._limit_s:g} s); "
-                    "this process ends. Remove the file from the manifest.",
+                    f"this process ends. {REMEDY}",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -111,21 +121,52 @@ def read_notices(folder: Path) -> list[Notice]:
 
 
 def ask_to_stop(folder: Path) -> None:
-    (folder / "stop").touch()
+    """Asks all workers of a pipeline to make no further clips, and those still starting to end."""
+    with contextlib.suppress(FileNotFoundError):  # old temporary files may have been cleared away
+        (folder / "stop").touch()
+
+
+def remove(folder: Path) -> None:
+    """Removes the folder of a pipeline, so that no worker can enter it any more."""
+    # Renamed first: a worker that enters while files are removed finds "stop", or no folder.
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(folder.rename(folder.with_name(f"{folder.name}.closed")), ignore_errors=True)
 
 
 _guards: dict[Path, Guard] = {}  # by pipeline folder; those of this process
 
 
-def enter(folder: Path, worker: int, *, clip_timeout_s: float, parent: int | None = None) -> None:
-    """Makes this process a worker of the pipeline that owns the folder."""
-    _guards[folder] = Guard(folder, worker, clip_limit_s=clip_timeout_s + _SLACK_S, parent=parent)
+def enter(
+    folder: Path, worker: int, *, clip_timeout_s: float, parent: int | None = None
+) -> Guard | None:
+    """Makes this process a worker of the pipeline that owns the folder.
+
+    Args:
+      folder: of the pipeline.
+      worker: number of this worker.
+      clip_timeout_s: time for one clip; a few seconds later the process ends.
+      parent: end this process when it has another parent than this; None: do not look.
+
+    Returns:
+      The guard of this process; None if the pipeline was closed before.
+    """
+    try:
+        guard = Guard(folder, worker, clip_limit_s=clip_timeout_s + _SLACK_S, parent=parent)
+    except FileNotFoundError:
+        return None
+    if guard.stopped() or not folder.exists():
+        guard.close()
+        return None
+    _guards[folder] = guard
+    return guard
 
 
-def of(folder: Path) -> Guard:
-    return _guards[folder]
+def of(folder: Path) -> Guard | None:
+    """The guard of this process in the pipeline that owns the folder; None once it has left."""
+    return _guards.get(folder)
 
 
 def leave(folder: Path) -> None:
+    """Ends this process's part in a pipeline; nothing happens if it has none."""
     if guard := _guards.pop(folder, None):
         guard.close()

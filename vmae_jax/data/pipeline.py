@@ -19,8 +19,8 @@ import multiprocessing
 import os
 import queue
 import re
-import shutil
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -34,6 +34,7 @@ import numpy as np
 
 from vmae_jax.data import guard as guards
 from vmae_jax.data.clips import (
+    CLOSED,
     LoadClips,
     PipelineError,
     PipelineOptions,
@@ -58,7 +59,8 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 _LOGGED_FAILURES = 20
-_START_S = 120.0
+_START_S = 120.0  # for a worker to start: processes, imports, the list
+_ANSWER_S = 5.0  # for workers to answer that they stop, before they are killed
 _ENDLESS = 2**40  # elements; a run takes what it needs
 _CHUNK_BYTES = 64 << 20  # of one message from a worker, when its size is left open
 
@@ -97,7 +99,8 @@ class HostBatch:
 class ClipPipeline:
     """An endless iterator over the batches of a run, from any step on.
 
-    Use as a context manager, or call `close()`: it ends the workers.
+    Use as a context manager, or call `close()`: it ends the workers. One thread may call `next()`
+    while another one calls `close()`; the first then gets a `PipelineError`.
     """
 
     _closed = True  # until there is something to close
@@ -141,8 +144,9 @@ class ClipPipeline:
         self._local_videos = len(self._order.local_positions(0, process_index, process_count))
         self._chunk = _chunk_videos(options, self._local_videos)
         self._step = start_step
-        self._videos_seen = self._num_failures = 0
+        self._videos_seen = self._num_failures = self._num_messages = 0
         self._process = process_index, process_count
+        self._lock = threading.RLock()  # held while anything is started or ended
         self._iterator: Iterator[dict[str, np.ndarray]] | None = None
         self._fetcher: _Fetcher | None = None
         self._folder: Path | None = None
@@ -184,13 +188,19 @@ class ClipPipeline:
         return self
 
     def __next__(self) -> HostBatch:
-        if self._closed:
-            raise PipelineError("The pipeline is closed.")
-        self._start()
+        """Waits for the next batch.
+
+        Raises:
+          PipelineError: too many bad videos, a dead or stuck worker, or the pipeline is closed.
+          VideoError: the first bad video, with `on_error="raise"`.
+        """
         try:
-            batch = self._assemble()
-        except BaseException:
+            batch = self._assemble(self._start())
+        except BaseException as error:
+            was_closed = self._closed  # before, or by another thread
             self.close()
+            if was_closed and isinstance(error, Exception):
+                raise PipelineError(CLOSED) from None
             raise
         self._step += 1
         self._account(batch)
@@ -224,66 +234,81 @@ class ClipPipeline:
             listed = "; ".join(
                 f"{key} was {saved.get(key)!r} and is {current[key]!r}" for key in differing
             )
+            advice = "Restore what was changed"
+            if "manifest_sha256" in differing:
+                advice += " (a file that cannot be read stays on the list: put an empty one in its "
+                advice += 'place, and on_error="skip" replaces it)'
             raise ValueError(
-                f"The data position cannot be restored: {listed}. Restore what was changed, or "
-                "begin a new run from these weights (init_from)."
+                f"The data position cannot be restored: {listed}. {advice}, or begin a new run "
+                "from these weights (init_from)."
             )
         return int(saved["batches"])
 
     def close(self) -> None:
         """Ends workers and threads and removes temporary files; safe to call again."""
-        if self._closed:
-            return
-        self._closed = True
-        if self._folder is None:  # never started
-            return
-        guards.ask_to_stop(self._folder)
-        if self._fetcher is not None:
-            self._fetcher.close()
-            if self._fetcher.is_alive():  # a worker does not answer; nothing else will end it
-                for notice in guards.read_notices(self._folder):
-                    _kill_child(notice.pid)
-        if self._iterator is not None:
-            self._iterator.close()
-        self._iterator = self._fetcher = None
-        if self._options.workers:
-            # grain holds prepared batches in reference cycles and unlinks their shared memory from
-            # a thread; without this, repeated pipelines fill /dev/shm until the collector runs.
-            gc.collect()
-            time.sleep(0.2)
-        guards.leave(self._folder)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            if self._folder is not None:
+                self._stop(self._folder)
 
     def __del__(self):
-        self.close()
+        if not self._closed:  # else there may be no lock either
+            self.close()
 
-    def _start(self) -> None:
+    def _start(self) -> _Fetcher | Iterator[dict[str, np.ndarray]]:
         """Starts reading on first use, so that making a pipeline to look at it costs nothing."""
-        if self._folder is not None:
-            return
-        self._folder = Path(tempfile.mkdtemp(prefix="vmae_data_"))
-        process_index, process_count = self._process
-        load = LoadClips(
-            self._manifest,
-            self._order,
-            self._options,
-            process_index=process_index,
-            process_count=process_count,
-            start_step=self._step,
-            folder=self._folder,
-        )
-        self._iterator = _make_iterator(load, self._options, self._chunk)
-        if self._options.workers:
-            self._fetcher = _Fetcher(self._iterator)
-        else:
-            guards.enter(self._folder, 0, clip_timeout_s=self._options.clip_timeout_s)
+        with self._lock:
+            if self._closed:
+                raise PipelineError(CLOSED)
+            if self._iterator is not None:
+                return self._fetcher or self._iterator
+            self._folder = Path(tempfile.mkdtemp(prefix="vmae_data_"))
+            process_index, process_count = self._process
+            load = LoadClips(
+                self._manifest,
+                self._order,
+                self._options,
+                process_index=process_index,
+                process_count=process_count,
+                start_step=self._step,
+                folder=self._folder,
+            )
+            if not self._options.workers:
+                guards.enter(self._folder, 0, clip_timeout_s=self._options.clip_timeout_s)
+            self._iterator = _make_iterator(load, self._options, self._chunk)
+            if self._options.workers:
+                self._fetcher = _Fetcher(self._iterator)
+            return self._fetcher or self._iterator
 
-    def _assemble(self) -> HostBatch:
+    def _stop(self, folder: Path) -> None:
+        guards.ask_to_stop(folder)
+        try:
+            if self._fetcher is not None:
+                self._fetcher.close()
+                if self._fetcher.is_alive():  # a worker does not answer; nothing else will end it
+                    _kill_workers(folder)
+            if self._iterator is not None:
+                self._iterator.close()
+        finally:
+            self._iterator = self._fetcher = None
+            if self._options.workers:
+                # grain holds prepared batches in reference cycles and unlinks their shared memory
+                # from a thread; without this, repeated pipelines fill /dev/shm until the collector
+                # runs.
+                gc.collect()
+                time.sleep(0.2)
+                _kill_workers(folder)  # grain forgets those that it is starting when it is closed
+            guards.leave(folder)
+            guards.remove(folder)
+
+    def _assemble(self, source: _Fetcher | Iterator[dict[str, np.ndarray]]) -> HostBatch:
         chunks = self._local_videos // self._chunk
         arrays: dict[str, np.ndarray] = {}
         for i in range(chunks):
             # Copied even if it is one: memory shared with a worker must not outlive the pipeline.
-            for key, part in self._next_chunk().items():
+            for key, part in self._next_chunk(source).items():
                 if not i:
                     arrays[key] = np.empty((self._local_videos, *part.shape[1:]), part.dtype)
                 arrays[key][i * self._chunk : (i + 1) * self._chunk] = part
@@ -299,35 +324,31 @@ class ClipPipeline:
             _manifest=self._manifest,
         )
 
-    def _next_chunk(self) -> dict[str, np.ndarray]:
-        if self._fetcher is None:
-            return next(self._iterator)
+    def _next_chunk(
+        self, source: _Fetcher | Iterator[dict[str, np.ndarray]]
+    ) -> dict[str, np.ndarray]:
+        """The next message; the time that it may take counts from here."""
+        if not isinstance(source, _Fetcher):
+            return next(source)
         limit_s = self._options.stall_timeout_s
-        if not self._videos_seen:
-            limit_s = max(limit_s, _START_S)  # workers are still starting
+        if self._num_messages < self._options.workers:  # they come from the workers in turn
+            limit_s += _START_S
         try:
-            return self._fetcher.get(limit_s)
+            message = source.get(limit_s)
         except queue.Empty:
             raise PipelineError(
-                f"No batch came for {limit_s:g} s. {self._whereabouts()} "
+                f"No batch came for {limit_s:g} s. {_whereabouts(self._folder)} "
                 "Check the storage, or raise stall_timeout_s."
             ) from None
         except RuntimeError as error:
             if isinstance(error, PipelineError) or "terminated unexpectedly" not in str(error):
                 raise
+            words, remedy = _exit_words(str(error))
             raise PipelineError(
-                f"A data worker died ({_exit_words(str(error))}). {self._whereabouts()}"
+                f"A data worker died ({words}). {_whereabouts(self._folder)}{remedy}"
             ) from error
-
-    def _whereabouts(self) -> str:
-        """Says what each worker is at, the dead first."""
-        alive = {child.pid for child in multiprocessing.active_children()}
-        lines = []
-        for notice in sorted(guards.read_notices(self._folder), key=lambda n: n.pid in alive):
-            state = "alive" if notice.pid in alive else "dead"
-            doing = "between videos" if notice.seconds is None else f"decoding {notice.path}"
-            lines.append(f"Worker {notice.worker} ({state}): {doing}.")
-        return " ".join(lines[:8]) or "No worker had started yet."
+        self._num_messages += 1
+        return message
 
     def _failures(self, records: np.ndarray, reasons: np.ndarray) -> list[Failure]:
         failures = []
@@ -371,20 +392,33 @@ class _Fetcher:
         self._thread.start()
 
     def get(self, timeout_s: float) -> Any:
-        item = self._ready.get(timeout=timeout_s)
-        if isinstance(item, Exception):
-            raise item
-        return item
+        """Waits for what comes next; raises `queue.Empty`, or what the workers raised."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            if self._closing.is_set():  # by another thread
+                raise PipelineError(CLOSED)
+            left_s = deadline - time.monotonic()
+            try:
+                item = self._ready.get(timeout=min(max(left_s, 0.0), 0.2))
+            except queue.Empty:
+                if left_s <= 0:
+                    raise
+                continue
+            if isinstance(item, Exception):
+                raise item
+            return item
 
     def close(self) -> None:
+        """Ends the thread, if the workers answer within a few seconds."""
         self._closing.set()
-        deadline = time.monotonic() + 5.0
+        deadline = time.monotonic() + _ANSWER_S
         while self._thread.is_alive() and time.monotonic() < deadline:
             with contextlib.suppress(queue.Empty):
                 self._ready.get_nowait()
             self._thread.join(0.05)
 
     def is_alive(self) -> bool:
+        """Whether the thread is still waiting for a worker."""
         return self._thread.is_alive()
 
     def _run(self, iterator: Iterator[Any]) -> None:
@@ -438,25 +472,44 @@ def _enter_worker(folder: Path, timeout_s: float, parent: int, worker: int, _wor
     # Signals go to the whole process group; only the main process answers them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    guards.enter(folder, worker, clip_timeout_s=timeout_s, parent=parent)
+    if guards.enter(folder, worker, clip_timeout_s=timeout_s, parent=parent) is None:
+        sys.exit(1)  # the pipeline was closed while this process started
 
 
-def _exit_words(message: str) -> str:
+def _whereabouts(folder: Path) -> str:
+    """Says what each worker is at: the dead first, then those that are at it longest."""
+    alive = {child.pid for child in multiprocessing.active_children()}
+    notices = guards.read_notices(folder)
+    lines = []
+    for notice in sorted(notices, key=lambda n: (n.pid in alive, -(n.seconds or 0.0))):
+        state = "alive" if notice.pid in alive else "dead"
+        doing = "between videos"
+        if notice.seconds is not None:
+            doing = f"decoding {notice.path}, begun {notice.seconds:.0f} s ago"
+        lines.append(f"Worker {notice.worker} ({state}): {doing}.")
+    return " ".join(lines[:8]) or "No worker had started yet."
+
+
+def _exit_words(message: str) -> tuple[str, str]:
+    """What the exit code in grain's message means, and what can be done about it."""
     found = re.search(r"exit code (-?\d+)", message)
     code = int(found[1]) if found else 0
     if code == guards.EXIT_STUCK:
-        return "its decoder did not come back in time"
+        return "its decoder did not come back in time", f" {guards.REMEDY}"
     if code == -signal.SIGKILL:
-        return "killed; most often for want of memory"
+        return "killed; most often for want of memory", ""
     if code == -signal.SIGBUS:
-        return "bus error; most often /dev/shm is too small"
-    return f"signal {-code}" if code < 0 else f"exit code {code}"
+        return "bus error; most often /dev/shm is too small", ""
+    return f"signal {-code}" if code < 0 else f"exit code {code}", ""
 
 
-def _kill_child(pid: int) -> None:
+def _kill_workers(folder: Path) -> None:
+    """Kills the workers of a pipeline that still run."""
+    pids = {notice.pid for notice in guards.read_notices(folder)}
     for child in multiprocessing.active_children():
-        if child.pid == pid:
+        if child.pid in pids:
             child.kill()
+            child.join(_ANSWER_S)
 
 
 def _close_if_alive(ref: weakref.ref[ClipPipeline]) -> None:
