@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vmae_jax.data import folders
 from vmae_jax.data.folders import read_folder
 from vmae_jax.data.manifest import Clip
 from vmae_jax.data.video import Limits, VideoError
@@ -38,6 +39,20 @@ def test_the_first_matching_template_counts(tmp_path):
     other = make_folder(tmp_path / "other" / "1", "{number}.png", [0])
     with pytest.raises(VideoError, match="no frame template matches"):
         read_folder(Clip(other, -1, None, None, 0, 1), [0], templates=rules)
+
+
+@pytest.mark.parametrize(
+    ("path", "is_ava"),
+    [
+        *(("/d/AVA/abc", True), ("ava/abc", True), ("/d/AVA2.2/frames/abc", True)),
+        *(("/d/AVAv2.2/abc", True), ("/d/ava_frames/abc", True), ("/d/set/AVA", True)),
+        *(("/d/java/abc", False), ("/lava/abc", False), ("/d/avatar/abc", False)),
+        *(("/data/available/abc", False), ("/d/ssv2/1", False)),
+    ],
+)
+def test_the_default_templates_know_ava_by_a_part_of_the_path(path, is_ava):
+    want = "{folder}_{number:06d}.jpg" if is_ava else "img_{number:05d}.jpg"
+    assert folders._template(path, folders.DEFAULT_TEMPLATES) == want
 
 
 def test_missing_damaged_and_large_pictures_are_named(tmp_path):

@@ -150,6 +150,14 @@ def test_a_late_start_costs_nothing(videos):
         ({}, {"batch_videos": 8}, "batch_videos was 4 and is 8"),
         ({"repeats": 2}, {}, "repeats was 1 and is 2"),
         ({"shuffle": False}, {}, "shuffle was True and is False"),
+        ({"frames": 8}, {}, "frames was 4 and is 8"),
+        ({"stride": 3}, {}, "stride was 2 and is 3"),
+        ({"stride_overrides": (("v", 2),)}, {}, r"stride_overrides was \[\] and is \[\['v', 2\]\]"),
+        ({"sampling": "segments"}, {}, "sampling was 'dense' and is 'segments'"),
+        ({"size": (32, 48)}, {}, r"size was \[32, 32\] and is \[32, 48\]"),
+        ({"crop": "none"}, {}, "crop was 'multi_scale' and is 'none'"),
+        ({"scales": (1.0,)}, {}, r"scales was .* and is \[1.0\]"),
+        ({"channels": 1}, {}, "channels was 3 and is 1"),
     ],
 )
 def test_another_order_is_refused_in_words(videos, changes, kwargs, fact):
@@ -161,6 +169,16 @@ def test_another_order_is_refused_in_words(videos, changes, kwargs, fact):
         pytest.raises(ValueError, match=fact),
     ):
         ClipPipeline.check_state(saved, pipeline.state())
+
+
+def test_lists_from_a_file_are_taken_for_the_tuples_they_were(videos):
+    chosen = options(videos, stride_overrides=(("v1", 3), ("v2", 1)))
+    with ClipPipeline(chosen, batch_videos=4, seed=3) as pipeline:
+        current = pipeline.state()
+    saved = json.loads(json.dumps(current)) | {"batches": 7}
+    assert ClipPipeline.check_state(saved, current) == 7
+    as_tuples = current | {"size": (32, 32), "stride_overrides": (("v1", 3), ("v2", 1))}
+    assert ClipPipeline.check_state(as_tuples, current) == 0
 
 
 def test_an_edited_manifest_is_refused(videos, tmp_path):
@@ -175,6 +193,22 @@ def test_an_edited_manifest_is_refused(videos, tmp_path):
         pytest.raises(ValueError, match="manifest_sha256 was"),
     ):
         ClipPipeline.check_state(saved, pipeline.state())
+
+
+def test_grey_batches_are_the_luma_of_the_colour_ones(videos):
+    plain = options(videos, repeats=2, crop="none", size=(40, 48))
+    colour = take(plain, 2)
+    grey = take(dataclasses.replace(plain, channels=1), 2)
+    for batch, other in zip(grey, colour, strict=True):
+        video, rgb = batch.arrays["video"], other.arrays["video"].astype(float)
+        assert video.shape == (8, 4, 40, 48, 1) and video.dtype == np.uint8
+        luma = rgb @ [0.299, 0.587, 0.114]
+        # Both round after the frame is resized, one also before.
+        assert np.abs(video[..., 0] - luma).max() < 2
+        np.testing.assert_array_equal(batch.arrays["index"], other.arrays["index"])
+        np.testing.assert_array_equal(batch.records, other.records)
+    with_workers = take(dataclasses.replace(plain, channels=1, workers=1), 2)
+    assert_same(grey, with_workers)
 
 
 def test_repeats_share_frames_but_not_crops(videos):
@@ -581,6 +615,7 @@ def test_a_forgotten_pipeline_is_closed_with_its_last_reference(videos):
         ({"on_error": "ignore"}, "raise, skip"),
         ({"frames": 0}, "frames must be positive"),
         ({"size": (224,)}, "height, width"),
+        ({"channels": 2}, r"channels=2; choose 3 \(RGB\) or 1 \(grey\)"),
         ({"workers": -1}, "workers must be 0 or more"),
     ],
 )

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vmae_jax.data.transforms import Box, centre_crop_box, crop_resize, multi_scale_crop_box
+from vmae_jax.data.transforms import (
+    Box,
+    centre_crop_box,
+    crop_resize,
+    multi_scale_crop_box,
+    to_grey,
+)
 
 SCALES = (1.0, 0.875, 0.75, 0.66)
 
@@ -104,3 +110,24 @@ def test_resize_is_pillows_bilinear_of_the_cut():
         cut = Image.fromarray(frame).crop((3, 4, 36, 35))
         want = cut.resize((24, 16), Image.Resampling.BILINEAR)
         np.testing.assert_array_equal(got, np.asarray(want))
+
+
+def test_grey_is_the_luma_of_bt_601():
+    # 0.299 * 255 = 76.2, 0.587 * 255 = 149.7, 0.114 * 255 = 29.1
+    colours = [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [7, 7, 7]]
+    grey = to_grey(np.array(colours, np.uint8).reshape(1, 1, 5, 3))
+    assert grey.shape == (1, 1, 5, 1) and grey.dtype == np.uint8
+    assert grey.ravel().tolist() == [76, 150, 29, 255, 7]
+
+
+def test_grey_frames_are_cut_and_resized_like_each_colour():
+    frames = np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), np.uint8)
+    for box, size in (
+        (Box(3, 2, 20, 15), (8, 10)),
+        (Box(3, 2, 8, 6), (6, 8)),
+        (Box(-1, 0, 9, 9), (9, 9)),
+    ):
+        colour = crop_resize(frames, box, size)
+        for channel in range(3):
+            grey = crop_resize(frames[..., channel : channel + 1], box, size)
+            np.testing.assert_array_equal(grey[..., 0], colour[..., channel])

@@ -44,6 +44,7 @@ class PipelineOptions:
       stride_overrides: (regex searched in the path, stride) pairs; the first match counts.
       sampling: "dense" or "segments"; see `sampling`.
       size: (height, width) of the clips.
+      channels: 3 (RGB) or 1 (grey).
       crop: "multi_scale" (random), "centre" (largest centred box), "none" (whole frame, squeezed).
       scales: of the multi-scale crop.
       repeats: crops drawn from one decoded stretch of frames; copies are adjacent in the batch.
@@ -71,6 +72,7 @@ class PipelineOptions:
     stride_overrides: tuple[tuple[str, int], ...] = ()
     sampling: str = "dense"
     size: tuple[int, int] = (224, 224)
+    channels: int = 3
     crop: str = "multi_scale"
     scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
     repeats: int = 1
@@ -106,6 +108,8 @@ class PipelineOptions:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}.")
         if len(self.size) != 2 or min(self.size) < 1:
             raise ValueError(f"size must be (height, width), got {self.size}.")
+        if self.channels not in (1, 3):
+            raise ValueError(f"channels={self.channels}; choose 3 (RGB) or 1 (grey).")
         for pattern, stride in self.stride_overrides:
             re.compile(pattern)
             if stride < 1:
@@ -181,6 +185,7 @@ class LoadClips:
                 functools.partial(choose_frames, clip=clip, options=options, rng=rng),
                 templates=options.frame_templates,
                 limits=options.limits,
+                channels=options.channels,
             )
             return np.stack(
                 [crop_frames(frames, options=options, rng=rng) for _ in range(options.repeats)]
@@ -193,11 +198,28 @@ def read_clip(
     *,
     templates: tuple[tuple[str, str], ...] = DEFAULT_TEMPLATES,
     limits: Limits = DEFAULT_LIMITS,
+    channels: int = 3,
 ) -> np.ndarray:
-    """Reads chosen frames of a manifest row, whatever it is stored as: uint8 [n, H, W, 3]."""
+    """Reads chosen frames of a manifest row, whatever it is stored as.
+
+    Args:
+      clip: the row.
+      choose: frame indices, or a function from the number of usable frames to indices.
+      templates: names of pictures in folders; see `folders`.
+      limits: caps; exceeding one is a VideoError.
+      channels: 3 for RGB, 1 for grey.
+
+    Returns:
+      uint8 [n, H, W, channels].
+
+    Raises:
+      VideoError: the file or a frame needed for the clip is unusable.
+    """
     if clip.total_frames >= 0:
-        return read_folder(clip, choose, templates=templates, limits=limits)
-    return read_frames(clip.path, choose, limits, start=clip.start, end=clip.end)
+        frames = read_folder(clip, choose, templates=templates, limits=limits)
+    else:
+        frames = read_frames(clip.path, choose, limits, start=clip.start, end=clip.end)
+    return transforms.to_grey(frames) if channels == 1 else frames
 
 
 def choose_frames(

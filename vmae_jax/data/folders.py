@@ -13,8 +13,12 @@ from vmae_jax.data.manifest import Clip
 from vmae_jax.data.video import DEFAULT_LIMITS, Limits, VideoError
 
 # (regex searched in the folder's path, file name). `{}` or `{number}` is the frame's number,
-# `{folder}` the folder's name. The first match counts.
-DEFAULT_TEMPLATES = ((r"AVA|ava", "{folder}_{number:06d}.jpg"), (r"", "img_{number:05d}.jpg"))
+# `{folder}` the folder's name. The first match counts. AVA must begin a part of the path and not be
+# the beginning of a longer word: "ava", "AVA2.2" and "AVAv2.2" are meant, "java" and "avatar" not.
+DEFAULT_TEMPLATES = (
+    ("(^|/)(AVA|ava)v?([^A-Za-z]|$)", "{folder}_{number:06d}.jpg"),
+    ("", "img_{number:05d}.jpg"),
+)
 
 
 def read_folder(

@@ -62,6 +62,11 @@ _LOGGED_FAILURES = 20
 _START_S = 120.0  # for a worker to start: processes, imports, the list
 _ANSWER_S = 5.0  # for workers to answer that they stop, before they are killed
 _ENDLESS = 2**40  # elements; a run takes what it needs
+# Options that decide what is seen at a position of the run.
+_CLIP_FACTS = (
+    *("frames", "stride", "stride_overrides", "sampling"),
+    *("size", "crop", "scales", "channels"),
+)
 _CHUNK_BYTES = 64 << 20  # of one message from a worker, when its size is left open
 
 
@@ -79,7 +84,7 @@ class HostBatch:
     """One process's part of a global batch.
 
     Attributes:
-      arrays: "video" uint8 [b * R, T, H, W, 3], "index" int32 [b * R], "label" int32 [b * R].
+      arrays: "video" uint8 [b * R, T, H, W, C], "index" int32 [b * R], "label" int32 [b * R].
       records: int64 [b], rows of the manifest that were used, replacements included.
       failures: videos that were replaced in this batch.
       decode_s: seconds spent on its videos, summed over them (not the time waited).
@@ -207,7 +212,8 @@ class ClipPipeline:
         return batch
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: batches consumed, and the facts that define the order."""
+        """What a checkpoint keeps: batches consumed, and what defines the order and the clips."""
+        clip_facts = {name: _plain(getattr(self._options, name)) for name in _CLIP_FACTS}
         return {
             "version": 1,
             "batches": self._step,
@@ -217,19 +223,22 @@ class ClipPipeline:
             "repeats": self._options.repeats,
             "seed": self._order.seed,
             "shuffle": self._order.shuffle,
+            **clip_facts,
         }
 
     @staticmethod
     def check_state(saved: dict[str, Any], current: dict[str, Any]) -> int:
         """Returns the step to start from, if `current` continues the order of `saved`.
 
-        Workers and processes may differ; they are not part of a state.
+        Workers and processes may differ; they are not part of a state. Tuples that became lists in
+        a file are equal to what they were.
 
         Raises:
-          ValueError: the states belong to different orders; the sentence says where they differ.
+          ValueError: the states belong to different orders or clips; the sentence says where they
+            differ.
         """
         facts = [key for key in current if key != "batches"]
-        differing = [key for key in facts if saved.get(key) != current[key]]
+        differing = [key for key in facts if _plain(saved.get(key)) != _plain(current[key])]
         if differing:
             listed = "; ".join(
                 f"{key} was {saved.get(key)!r} and is {current[key]!r}" for key in differing
@@ -432,6 +441,11 @@ class _Fetcher:
                 return
 
 
+def _plain(value: Any) -> Any:
+    """The value as it comes back from JSON."""
+    return [_plain(part) for part in value] if isinstance(value, tuple | list) else value
+
+
 def _chunk_videos(options: PipelineOptions, local_videos: int) -> int:
     """Videos in one message from a worker; the batch is put together from several."""
     if options.worker_videos:
@@ -441,8 +455,8 @@ def _chunk_videos(options: PipelineOptions, local_videos: int) -> int:
                 "of a batch that this process reads."
             )
         return options.worker_videos
-    video_bytes = options.repeats * options.frames * options.size[0] * options.size[1] * 3
-    most = max(1, _CHUNK_BYTES // video_bytes)
+    pixels = options.repeats * options.frames * options.size[0] * options.size[1]
+    most = max(1, _CHUNK_BYTES // (pixels * options.channels))
     return max(d for d in range(1, local_videos + 1) if local_videos % d == 0 and d <= most)
 
 

@@ -75,21 +75,37 @@ def crop_resize(frames: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarr
     the released pretraining. The cut comes first, so nothing outside the box enters the average.
 
     Args:
-      frames: uint8 [T, H, W, 3].
+      frames: uint8 [T, H, W, C], C 3 or 1.
       box: parts outside the frame are black.
       size: (height, width) of the result.
 
     Returns:
-      uint8 [T, height, width, 3].
+      uint8 [T, height, width, C].
     """
     cut = _cut(frames, box)
     if (box.height, box.width) == tuple(size):
         return cut
-    out = np.empty((len(frames), *size, 3), np.uint8)
+    out = np.empty((len(frames), *size, frames.shape[-1]), np.uint8)
     for i, frame in enumerate(cut):
-        picture = Image.fromarray(frame)
-        out[i] = np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR))
+        picture = _picture(frame).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        out[i] = np.asarray(picture).reshape(out[i].shape)
     return out
+
+
+def to_grey(frames: np.ndarray) -> np.ndarray:
+    """Luma of RGB frames, by the weights of ITU-R BT.601: 0.299 R + 0.587 G + 0.114 B.
+
+    Args:
+      frames: uint8 [T, H, W, 3].
+
+    Returns:
+      uint8 [T, H, W, 1].
+    """
+    return np.stack([np.asarray(_picture(frame).convert("L")) for frame in frames])[..., None]
+
+
+def _picture(frame: np.ndarray) -> Image.Image:
+    return Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame)
 
 
 def _cut(frames: np.ndarray, box: Box) -> np.ndarray:
@@ -99,6 +115,6 @@ def _cut(frames: np.ndarray, box: Box) -> np.ndarray:
     inside = frames[:, top:bottom, left:right]
     if inside.shape[1:3] == (box.height, box.width):
         return np.ascontiguousarray(inside)
-    out = np.zeros((len(frames), box.height, box.width, 3), np.uint8)
+    out = np.zeros((len(frames), box.height, box.width, frames.shape[-1]), np.uint8)
     out[:, top - box.top : bottom - box.top, left - box.left : right - box.left] = inside
     return out
