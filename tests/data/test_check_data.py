@@ -91,8 +91,52 @@ def test_folders_of_frames_are_examined(root, tmp_path):
 
 def test_a_bad_manifest_is_said_in_one_line(root, tmp_path, capsys):
     (tmp_path / "list.txt").write_text("good.mp4 zero\n")
-    code = check_data.main(["--manifest", str(tmp_path / "list.txt"), "--root", str(root)])
-    assert code == 1 and "line 1, column 10" in capsys.readouterr().err
+    for name, said in (("list.txt", "line 1, column 10"), ("absent.txt", "absent.txt")):
+        code = check_data.main(["--manifest", str(tmp_path / name), "--root", str(root)])
+        shown = capsys.readouterr().err
+        assert code == 2 and said in shown and len(shown.splitlines()) == 1
+
+
+def test_a_result_that_cannot_be_written_is_said_in_one_line(root, tmp_path, capsys):
+    (tmp_path / "list.txt").write_text("good.mp4 0\n")
+    (tmp_path / "taken").mkdir()
+    flags = ("--manifest", str(tmp_path / "list.txt"), "--root", str(root), "--workers", "1")
+    code = check_data.main([*flags, "--report", str(tmp_path / "taken")])
+    shown = [line for line in capsys.readouterr().err.splitlines() if line.startswith("check_data")]
+    assert code == 2 and len(shown) == 1 and "Is a directory" in shown[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--workers", "0"), "--workers must be positive"),
+        (("--timeout", "-1"), "--timeout must be positive"),
+        (("--out", "/no/such/folder/clean.csv"), "the folder /no/such/folder does not exist"),
+        (("--frame_template", "{name}.jpg"), "it may hold {number} and {folder}"),
+    ],
+)
+def test_arguments_are_refused_before_anything_is_read(flags, said, capsys):
+    with pytest.raises(SystemExit) as stop:
+        check_data.main(["--manifest", "absent.txt", "--root", ".", *flags])
+    assert stop.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_an_interrupt_is_said_in_one_line(root, tmp_path, capsys, monkeypatch):
+    def interrupt(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(check_data, "check", interrupt)
+    (tmp_path / "list.txt").write_text("good.mp4 0\n")
+    flags = ["--manifest", str(tmp_path / "list.txt"), "--root", str(root)]
+    assert check_data.main([*flags, "--out", str(tmp_path / "out.txt")]) == 130
+    assert "interrupted" in capsys.readouterr().err and not (tmp_path / "out.txt").exists()
+
+
+def test_the_help_says_what_the_exit_codes_mean(capsys):
+    with pytest.raises(SystemExit):
+        check_data.main(["--help"])
+    shown = capsys.readouterr().out
+    assert "exit codes:" in shown and "  2    the arguments or the list cannot be used" in shown
 
 
 def test_a_file_that_hangs_the_decoder_costs_only_itself(root, tmp_path):

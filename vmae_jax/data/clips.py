@@ -117,6 +117,7 @@ class PipelineOptions:
 
     @property
     def limits(self) -> Limits:
+        """Caps on one video."""
         return Limits(self.max_bytes, self.max_pixels, self.max_frames, self.clip_timeout_s)
 
 

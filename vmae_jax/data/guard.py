@@ -97,9 +97,11 @@ class Guard:
                 os._exit(0)  # orphaned: nobody is left to read what this process makes
             began = self._began
             if began and time.monotonic() - began > self._limit_s:
+                # For a worker the main process says the rest; without one this is the last word.
+                remedy = "" if self._parent is not None else f" {REMEDY}"
                 print(
                     f"The decoder is stuck in {self._clip} (more than {self._limit_s:g} s); "
-                    f"this process ends. {REMEDY}",
+                    f"this process ends.{remedy}",
                     file=sys.stderr,
                     flush=True,
                 )

@@ -45,6 +45,7 @@ class Order:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Whole batches in one pass over the list."""
         return self.num_videos // self.batch_videos
 
     @property

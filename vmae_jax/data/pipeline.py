@@ -160,22 +160,27 @@ class ClipPipeline:
 
     @property
     def num_videos(self) -> int:
+        """Rows of the list."""
         return len(self._manifest)
 
     @property
     def num_classes(self) -> int:
+        """Class names if there are any, else the largest label plus one; 0 without labels."""
         return self._manifest.num_classes
 
     @property
     def class_names(self) -> tuple[str, ...]:
+        """Names by label; () if the list comes without them."""
         return self._manifest.class_names
 
     @property
     def steps_per_epoch(self) -> int:
+        """Whole batches in one pass over the list."""
         return self._order.steps_per_epoch
 
     @property
     def batch_videos(self) -> int:
+        """Videos in a global batch, over all processes."""
         return self._order.batch_videos
 
     @property

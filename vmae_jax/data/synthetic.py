@@ -120,6 +120,7 @@ def _write_atomically(path: Path, text: str) -> None:
 
 
 def main() -> None:
+    """Runs the command line: draws a set into the folder `--out`."""
     parser = argparse.ArgumentParser(
         prog="python -m vmae_jax.data.synthetic",
         description="Draws a small labelled set of real video files.",

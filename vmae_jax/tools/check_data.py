@@ -4,11 +4,14 @@ Run:  python -m vmae_jax.tools.check_data --manifest=train.csv --root=videos --o
 
 Reports missing, corrupt and too short videos and files without video, the distributions of frame
 rate, size, length and class; writes a JSON report and a manifest of the good rows in the style of
-the one read. Exit code 1 if any row has a problem.
+the one read.
 
 Each video is opened in a worker process, its packets are counted, its first and last usable frames
 are decoded; with --full_decode all frames are. A file that crashes or hangs the decoder costs a
 worker process and is reported as corrupt.
+
+Exit codes: 0, all rows are good; 1, some are not; 2, the arguments or the list cannot be used, or a
+result cannot be written; 130, interrupted.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import math
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -36,22 +40,47 @@ from tqdm import tqdm
 
 from vmae_jax.data import guard as guards
 from vmae_jax.data.folders import DEFAULT_TEMPLATES, read_folder
-from vmae_jax.data.manifest import STYLES, Clip, Manifest, ManifestError, read_manifest
+from vmae_jax.data.manifest import STYLES, Clip, Manifest, read_manifest
 from vmae_jax.data.video import Limits, VideoError, count_frames, probe, read_bytes, read_frames
+from vmae_jax.errors import UserError
 
 _IN_FLIGHT = 4  # tasks queued per worker
-_folder = Path()  # of the pool that this process works for
+_guard: guards.Guard | None = None  # of this process, if it is a worker
+_EXIT_CODES = """exit codes:
+  0    all rows are good
+  1    some rows have a problem
+  2    the arguments or the list cannot be used, or a result cannot be written
+  130  interrupted
+"""
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+      argv: arguments; None: those of the process.
+
+    Returns:
+      The exit code; see the top of this file.
+    """
     args = _parse(argv)
     try:
-        manifest = read_manifest(
-            args.manifest, root=args.root, style=args.style, allow_outside=args.allow_outside
-        )
-    except ManifestError as error:
-        print(error, file=sys.stderr)
-        return 1
+        report = _report(args)
+    except (UserError, OSError) as error:
+        print(f"check_data: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("check_data: interrupted.", file=sys.stderr)
+        return 130
+    print(describe(report))
+    return 1 if report["problems"] else 0
+
+
+def _report(args: argparse.Namespace) -> dict:
+    """Examines the list and writes what is asked for."""
+    manifest = read_manifest(
+        args.manifest, root=args.root, style=args.style, allow_outside=args.allow_outside
+    )
     findings = check(
         manifest,
         min_frames=args.min_frames,
@@ -66,8 +95,7 @@ def main(argv: list[str] | None = None) -> int:
         report["clean"] = write_clean(manifest, findings, args.manifest, args.out)
     if args.report:
         _write_text(args.report, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    print(describe(report))
-    return 1 if report["problems"] else 0
+    return report
 
 
 def check(
@@ -139,9 +167,9 @@ def _run(
 
 
 def _enter_worker(folder: Path, timeout_s: float, parent: int) -> None:
-    global _folder
-    _folder = folder
-    guards.enter(folder, os.getpid(), clip_timeout_s=timeout_s, parent=parent)
+    global _guard
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process answers it for all
+    _guard = guards.enter(folder, os.getpid(), clip_timeout_s=timeout_s, parent=parent)
 
 
 @dataclass(frozen=True)
@@ -155,7 +183,7 @@ class _Task:
 
     def __call__(self, clip: Clip) -> dict:
         found: dict = {"problem": None, "reason": ""}
-        with guards.of(_folder).clip(clip.path):
+        with _guard.clip(clip.path):
             try:
                 self._examine(clip, found)
             except VideoError as error:
@@ -332,10 +360,17 @@ def _write_text(path: str | Path, text: str) -> None:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m vmae_jax.tools.check_data",
+        description=__doc__.splitlines()[0],
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--manifest", required=True, help="list of videos")
     parser.add_argument("--root", required=True, help="folder that its paths are relative to")
-    parser.add_argument("--style", default="auto", choices=("auto", *STYLES))
+    parser.add_argument(
+        "--style", default="auto", choices=("auto", *STYLES), help="of the list (default: auto)"
+    )
     parser.add_argument(
         "--allow_outside", action="store_true", help="accept paths outside the root"
     )
@@ -343,12 +378,26 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--min_frames", type=int, default=16, help="fewer are a problem: short")
     parser.add_argument("--full_decode", action="store_true", help="decode every frame")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds for one video")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)"
+    )
     parser.add_argument("--out", help="where to write the manifest of good rows")
     parser.add_argument("--report", help="where to write the JSON report")
     args = parser.parse_args(argv)
-    if args.workers < 1:
-        parser.error("--workers must be positive")
+    for name in ("workers", "min_frames", "timeout"):
+        if getattr(args, name) <= 0:
+            parser.error(f"--{name} must be positive")
+    for name in ("out", "report"):  # said now, not after hours of reading
+        if (path := getattr(args, name)) and not Path(path).parent.is_dir():
+            parser.error(f"--{name}: the folder {Path(path).parent} does not exist")
+    if args.frame_template:
+        try:
+            args.frame_template.format(1, number=1, folder="folder")
+        except (LookupError, ValueError) as error:
+            parser.error(
+                f"--frame_template={args.frame_template!r} cannot be filled in ({error!r}); it may "
+                "hold {number} and {folder}, like img_{number:05d}.jpg"
+            )
     return args
 
 
