@@ -323,12 +323,19 @@ def stuck_folder(tmp_path):
     return options(tmp_path, clip_timeout_s=0.5, workers=1)
 
 
-def test_a_killed_worker_is_an_error_that_says_so(videos):
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (signal.SIGKILL, r"\(killed.*Worker 0 \(dead\)"),
+        (signal.SIGSEGV, r"crash in the decoder\)\. Worker 0 \(dead\).* an empty file"),
+    ],
+)
+def test_a_killed_worker_is_an_error_that_says_so(videos, number, words):
     with ClipPipeline(options(videos, workers=1), batch_videos=4, seed=0) as pipeline:
         next(pipeline)
         for child in multiprocessing.active_children():
-            os.kill(child.pid, signal.SIGKILL)
-        with pytest.raises(PipelineError, match=r"worker died \(killed.*Worker 0 \(dead\)"):
+            os.kill(child.pid, number)
+        with pytest.raises(PipelineError, match=f"worker died .*{words}"):
             for _ in range(100):
                 next(pipeline)
     assert_no_children()

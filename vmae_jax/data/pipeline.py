@@ -519,6 +519,8 @@ def _exit_words(message: str) -> tuple[str, str]:
         return "killed; most often for want of memory", ""
     if code == -signal.SIGBUS:
         return "bus error; most often /dev/shm is too small", ""
+    if code in (-signal.SIGSEGV, -signal.SIGABRT):
+        return f"signal {-code}; most often a crash in the decoder", f" {guards.REMEDY}"
     return f"signal {-code}" if code < 0 else f"exit code {code}", ""
 
 
