@@ -175,6 +175,7 @@ def test_unknown_mode_is_refused():
 
 def test_data_fields_are_the_pipelines_options_and_share_its_defaults():
     fields = {f.name: f.default for f in dataclasses.fields(PipelineOptions)}
+    assert fields.pop("channels") == config_lib.pretrain_defaults().model.channels
     data = config_lib.pretrain_defaults().data.to_dict()
     ours = {k: v for k, v in data.items() if k not in assemble.NOT_THE_PIPELINES}
     assert fields.keys() == ours.keys()

@@ -158,6 +158,10 @@ def test_init_from_takes_weights_only_and_starts_at_step_0(videos, unbroken, tmp
         (["--config.init_from=/nowhere"], "holds no complete checkpoint"),
         (["--config.system=videomea"], "choose one of videomae"),
         (["--config.optim.base_lrr=1"], "base_lrr"),
+        (["--config.data.size=(32,32)"], "must be (height, width) in pixels"),  # given twice
+        (["--config.model.encoder.attention=cudnn"], "needs a GPU"),
+        (["--config.data.stride_overrides=(('(',2),)"], "config.data"),
+        (["--config.data.clip_timeout_s=-1.0"], "must be positive"),
     ],
 )
 def test_bad_input_ends_in_a_sentence(videos, tmp_path, flags, sentence):
@@ -183,3 +187,20 @@ def test_changed_manifest_is_refused_on_resume(videos, unbroken, tmp_path):
     result = run(videos, unbroken, *TINY, *flags, "--config.train.steps=14")
     assert result.returncode == 1
     assert "manifest_sha256 was" in result.stderr
+
+
+def test_grey_clips_of_another_length_shape_and_tubelet(videos, tmp_path):
+    flags = (
+        "--config.model.channels=1",
+        "--config.data.mean=(0.5,)",
+        "--config.data.std=(0.25,)",
+        "--config.data.frames=9",
+        "--config.data.size=(24,40)",
+        *TINY[1:],  # a tuple that is given twice becomes one longer tuple
+        "--config.model.tubelet=(3,4,10)",
+    )
+    result = run(videos, tmp_path, *flags)
+    assert result.returncode == 0, result.stderr
+    assert 0 < rows(tmp_path)[-1]["loss"] < 2
+    head = params(tmp_path, 12)["decoder"]["head"]["kernel"]
+    assert head.shape[1] == 3 * 4 * 10 * 1

@@ -48,7 +48,7 @@ def pipeline_options(config: ConfigDict) -> PipelineOptions:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         fields["workers"] = min(max((cores or 1) - 1, 1), _MOST_WORKERS)
     try:
-        return PipelineOptions(**fields)
+        return PipelineOptions(channels=config.model.channels, **fields)
     except (ValueError, re.error) as error:
         raise config_lib.ConfigError(f"config.data: {error}") from error
 

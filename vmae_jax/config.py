@@ -73,7 +73,7 @@ def pretrain_defaults() -> ConfigDict:
     config.data.allow_outside = False  # accept paths that leave the root
     # Names of the pictures in folders of frames: ((path regex, name), ...); see docs/data.md.
     config.data.frame_templates = (
-        ("AVA|ava", "{folder}_{number:06d}.jpg"),
+        ("(^|/)(AVA|ava)v?([^A-Za-z]|$)", "{folder}_{number:06d}.jpg"),
         ("", "img_{number:05d}.jpg"),
     )
     config.data.published_videos = 0  # size of the published set; a different count is remarked on
@@ -349,10 +349,11 @@ def validate(config: ConfigDict) -> None:
                 f"config.data.{field}={config.data[field]} needs one number for each of the "
                 f"{config.model.channels} channels (config.model.channels)"
             )
-    try:
-        token_counts(config)
-    except ConfigError as error:
-        problems.append(str(error))
+    if len(config.data.size) == 2 and len(config.model.tubelet) == 3:  # else reported above
+        try:
+            token_counts(config)
+        except ConfigError as error:
+            problems.append(str(error))
     if problems:
         raise ConfigError("the config cannot be run:\n  " + "\n  ".join(problems))
 

@@ -145,7 +145,7 @@ def test_masks_follow_the_clip_not_its_row():
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 (fake) devices")
-@pytest.mark.parametrize(("fsdp", "accumulate"), [(1, 1), (4, 1), (8, 1), (2, 2)])
+@pytest.mark.parametrize(("fsdp", "accumulate"), [(1, 1), (2, 1), (4, 1), (8, 1), (2, 2)])
 def test_layouts_equal_one_device(fsdp, accumulate):
     options = {"clip_norm": 0.5, "ema_decay": 0.9, "accumulate": accumulate}
     one, metrics = run(stepper(**options), new_state(ema=True), clips(), steps=2)
