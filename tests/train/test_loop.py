@@ -158,6 +158,7 @@ def test_non_finite_updates_in_a_row_stop_the_run_and_name_their_clips(tmp_path)
     assert [json.loads(line) for line in lines] == [
         {"step": step, "clips": [f"{step - 1}.mp4"]} for step in (3, 4, 5)
     ]
+    assert saved_steps(tmp_path) == [8]
     row = rows(tmp_path)[-1]
     assert (row["skipped"], row["skipped_total"], row["skipped_in_a_row"]) == (3, 3, 3)
     assert np.isfinite(row["loss"])  # the mean over the good ones

@@ -294,7 +294,9 @@ class Trainer:
                 if step % run.log_every == 0:
                     row = log()
                     interval = _Interval(interval.decode_failures)
-                    self._check_finite(row, step)
+                    failure = self._non_finite(row, step)
+                    if failure is not None:
+                        break
                 if run.picture_every and step % run.picture_every == 0:
                     self._picture(state, pictured, key, step, writer)
                     throughput.restart()
@@ -354,14 +356,15 @@ class Trainer:
             peak_flops=metrics_lib.chip_peak_flops(self._run.peak_tflops),
         )
 
-    def _check_finite(self, row: Mapping[str, float], step: int) -> None:
-        if row["skipped_in_a_row"] >= self._run.max_skipped_in_a_row:
-            raise NonFiniteError(
-                f"{int(row['skipped_in_a_row'])} updates in a row up to step {step} had a "
-                f"non-finite loss or gradient; their clips are in {self._workdir}/skipped.*.jsonl. "
-                "Lower optim.base_lr, set optim.clip_norm, or look at those clips; the last "
-                "checkpoint before is kept"
-            )
+    def _non_finite(self, row: Mapping[str, float], step: int) -> NonFiniteError | None:
+        if row["skipped_in_a_row"] < self._run.max_skipped_in_a_row:
+            return None
+        return NonFiniteError(
+            f"{int(row['skipped_in_a_row'])} updates in a row up to step {step} had a non-finite "
+            f"loss or gradient; their clips are in {self._workdir}/skipped.*.jsonl. None of them "
+            "changed the parameters, which are saved. Lower optim.base_lr, set optim.clip_norm, or "
+            "look at those clips"
+        )
 
     def _picture(
         self,
