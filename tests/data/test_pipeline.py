@@ -554,7 +554,10 @@ def test_closing_while_workers_start_leaves_nothing(videos, temporary, monkeypat
 def assert_nothing_left(temporary):
     assert_no_children()
     assert not list(temporary.iterdir())
-    assert "data-fetcher" not in [thread.name for thread in threading.enumerate()]
+    for thread in threading.enumerate():
+        if thread.name == "data-fetcher":  # learns from grain that its workers are gone
+            thread.join(20)
+            assert not thread.is_alive()
 
 
 def test_closing_wakes_a_thread_that_waits_for_a_message(videos, slow_messages):
