@@ -152,7 +152,9 @@ def test_files_are_named_after_what_they_do():
 
 # Text that ties the repository to one machine: a home or mount of somebody's, a package index.
 MACHINE_PATH = re.compile(r"(?<![\w.~$}>)/-])/(?:root|home|Users|work|opt)/[\w.-]+")
-PACKAGE_INDEX = re.compile(r"//[\w.-]*(?:p[y]pi|p[y]thonhosted|n[p]mjs)[\w.-]*|--(?:extra-)?index-url")
+PACKAGE_INDEX = re.compile(
+    r"//[\w.-]*(?:p[y]pi|p[y]thonhosted|n[p]mjs)[\w.-]*|--(?:extra-)?index-url"
+)
 
 
 def _tracked_text() -> Iterator[tuple[Path, str]]:

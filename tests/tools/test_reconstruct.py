@@ -1,4 +1,5 @@
 import json
+import os
 
 import jax
 import numpy as np
@@ -38,8 +39,10 @@ def command(folder, out, *more):
     return reconstruct.main([f"--config={folder / 'config.json'}", weights, f"--out={out}", *more])
 
 
-def test_videos_given_by_name(trained, tmp_path, capsys):
-    assert command(trained, tmp_path, str(trained / "one two.mp4")) == 0
+def test_videos_given_by_name(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    above = os.path.relpath(trained / "one two.mp4", tmp_path)  # begins with ..
+    assert command(trained, tmp_path, above) == 0
     assert "reconstructions.png" in capsys.readouterr().out
     names = sorted(p.name for p in tmp_path.iterdir())
     assert names == ["00_one two.gif", "00_one two.mp4", "reconstructions.png"]

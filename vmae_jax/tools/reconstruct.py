@@ -66,7 +66,7 @@ def _clips(
         if videos:
             listing = pathlib.Path(folder) / "videos.csv"
             with listing.open("w", newline="", encoding="utf-8") as file:
-                rows = [["path"], *([str(pathlib.Path(v).absolute())] for v in videos)]
+                rows = [["path"], *([str(pathlib.Path(v).resolve())] for v in videos)]
                 csv.writer(file).writerows(rows)
             config.data.update(manifest=str(listing), root="/", style="csv")
         options = assemble.pipeline_options(config)
