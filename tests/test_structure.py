@@ -216,6 +216,6 @@ def test_imports_are_found_inside_functions_and_relative_ones_resolved():
 def test_machine_paths_and_indexes_are_recognised():
     assert MACHINE_PATH.search("see /" + "home/someone/data")
     assert MACHINE_PATH.search('"/' + 'root/.cache"')
-    assert not MACHINE_PATH.search("DIR/root/x, a/home/b and ~/root/c")
+    assert not MACHINE_PATH.search("DIR/" + "root/x, a/" + "home/b and ~/" + "root/c")
     assert PACKAGE_INDEX.search("https:/" + "/mirror.pypi.example/simple")
     assert not PACKAGE_INDEX.search("https:/" + "/github.com/x")
