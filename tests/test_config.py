@@ -7,7 +7,7 @@ import pathlib
 import jax
 import pytest
 
-from vmae_jax import assemble, systems
+from vmae_jax import assemble, chips, systems
 from vmae_jax import config as config_lib
 from vmae_jax.data.pipeline import PipelineOptions
 from vmae_jax.systems.videomae import make_network
@@ -43,7 +43,7 @@ SMALL_SETS = ("videomae_b_ucf101", "videomae_b_hmdb51")
 def test_config_is_valid_and_traces_to_the_published_size(name):
     config = load(name)
     config_lib.validate(config)
-    network = make_network(config)
+    network = make_network(config, chips.local())
     expected = next((n for prefix, n in PARAMETERS.items() if name.startswith(prefix)), None)
     if name == "demo":
         assert 5e5 < network.num_params < 5e6

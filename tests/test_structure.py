@@ -17,6 +17,7 @@ ROWS = {
     "rules": 0,
     "errors": 0,
     "variants": 0,
+    "chips": 0,
     "ops": 0,
     "models": 1,
     "data": 1,

@@ -12,7 +12,7 @@ from vmae_jax import systems
 from vmae_jax.train import optim
 from vmae_jax.train.sharding import batch_sharding, make_mesh, state_shardings
 from vmae_jax.train.state import make_init
-from vmae_jax.train.step import StepOptions, make_train_step
+from vmae_jax.train.step import StepOptions, lower_step, make_train_step
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +38,7 @@ def program():
         video = np.zeros((8, 8, 16, 16, 3), np.uint8)
         batch = {"video": video, "index": np.arange(8, dtype=np.int32)}
         batch = jax.device_put(batch, batch_sharding(mesh))
-        lowered = jax.jit(step, out_shardings=(layout, None), donate_argnums=0).lower(
-            state, None, batch, key
-        )
+        lowered = lower_step(step, state, None, batch, key)
         return state, lowered.compile().as_text()
 
 

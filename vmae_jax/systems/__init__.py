@@ -2,6 +2,8 @@
 
 from ml_collections import ConfigDict
 
+from vmae_jax import chips
+from vmae_jax.chips import Chip
 from vmae_jax.config import ConfigError
 from vmae_jax.systems import videomae
 from vmae_jax.systems.base import System
@@ -9,8 +11,12 @@ from vmae_jax.systems.base import System
 BUILDERS = {"videomae": videomae.build}
 
 
-def build(config: ConfigDict) -> System:
+def build(config: ConfigDict, chip: Chip | None = None) -> System:
     """Builds the system that a validated config names.
+
+    Args:
+      config: the recipe.
+      chip: what it will run on, which decides "auto" choices; None: this process's devices.
 
     Raises:
       ConfigError: unknown name.
@@ -19,4 +25,4 @@ def build(config: ConfigDict) -> System:
         raise ConfigError(
             f"config.system={config.system!r}: choose one of {', '.join(sorted(BUILDERS))}"
         )
-    return BUILDERS[config.system](config)
+    return BUILDERS[config.system](config, chip or chips.local())

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from vmae_jax.chips import Chip
 from vmae_jax.config import ConfigError, token_counts
 from vmae_jax.models import flops
 from vmae_jax.models.functional import Functional, functional
@@ -25,10 +26,10 @@ from vmae_jax.systems.base import ArraySpec, Batch, Params, System
 from vmae_jax.variants import StackSpec
 
 
-def build(config: ConfigDict) -> System:
-    """The system that a validated config describes."""
+def build(config: ConfigDict, chip: Chip) -> System:
+    """The system that a validated config describes, for the chip that it will run on."""
     counts = token_counts(config)
-    network = make_network(config)
+    network = make_network(config, chip)
     macs = flops.mae_macs(
         _spec(config.model.encoder),
         _spec(config.model.decoder),
@@ -123,7 +124,7 @@ def build(config: ConfigDict) -> System:
     )
 
 
-def make_network(config: ConfigDict) -> Functional:
+def make_network(config: ConfigDict, chip: Chip) -> Functional:
     """The network alone, as pure functions."""
     counts = token_counts(config)
     return functional(
@@ -131,39 +132,37 @@ def make_network(config: ConfigDict) -> Functional:
             _spec(config.model.encoder),
             _spec(config.model.decoder),
             values=counts.patch_values,
-            encoder_options=stack_options(config.model, "encoder"),
-            decoder_options=stack_options(config.model, "decoder"),
+            encoder_options=stack_options(config.model, "encoder", chip),
+            decoder_options=stack_options(config.model, "decoder", chip),
             rngs=rngs,
         )
     )
 
 
-def stack_options(model: ConfigDict, stack: str) -> StackOptions:
-    """How the blocks of one stack ("encoder" or "decoder") are built and run on this machine."""
+def stack_options(model: ConfigDict, stack: str, chip: Chip) -> StackOptions:
+    """How the blocks of one stack ("encoder" or "decoder") are built and run on a chip."""
     part = model[stack]
     return StackOptions(
         cosine_attention=model.cosine_attention,
         layer_scale=model.layer_scale,
         gelu=model.gelu,
         drop_path=part.drop_path,
-        attention=_attention(part, stack, model.dtype),
+        attention=_attention(part, stack, model.dtype, chip),
         dtype=model.dtype,
         remat=part.remat,
         scan=model.layers == "scan",
     )
 
 
-def _attention(part: ConfigDict, stack: str, dtype: str) -> str:
-    # Only NVIDIA devices have one: "8.0" and newer can run the flash kernel.
-    capability = getattr(jax.local_devices()[0], "compute_capability", None)
+def _attention(part: ConfigDict, stack: str, dtype: str, chip: Chip) -> str:
     try:
         return choose_attention(
             part.attention,
             stack=stack,
-            platform=jax.default_backend(),
+            platform=chip.platform,
             dtype=dtype,
             head_dim=part.width // part.heads,
-            capability=None if capability is None else float(capability),
+            capability=chip.capability,
         )
     except ValueError as error:
         raise ConfigError(f"config.model.{stack}.attention: {error}") from error

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from vmae_jax import assemble, systems
+from vmae_jax import assemble, chips, systems
 from vmae_jax import config as config_lib
 from vmae_jax.data import video
 from vmae_jax.data.manifest import Manifest, read_manifest
@@ -41,7 +41,7 @@ from vmae_jax.train import metrics
 from vmae_jax.train.checkpoints import versions
 from vmae_jax.train.sharding import batch_sharding, make_mesh, state_shardings
 from vmae_jax.train.state import make_init
-from vmae_jax.train.step import make_train_step
+from vmae_jax.train.step import lower_step, make_train_step
 
 
 def provenance() -> dict[str, Any]:
@@ -90,13 +90,9 @@ def bench_step(config: ConfigDict, *, clips: int, steps: int, warmup: int) -> di
         layout = state_shardings(jax.eval_shape(init, key), mesh)
         state = jax.jit(init, out_shardings=layout)(key)
         batch = jax.device_put(_random_batch(system, clips, rng), batch_sharding(mesh))
-        step = jax.jit(
-            make_train_step(system, run.tx, run.schedule, run.options),
-            out_shardings=(layout, None),
-            donate_argnums=0,
-        )
+        train_step = make_train_step(system, run.tx, run.schedule, run.options)
         begin = time.perf_counter()
-        compiled = step.lower(state, None, batch, key).compile()
+        compiled = lower_step(train_step, state, None, batch, key).compile()
         compile_s = time.perf_counter() - begin
         seconds = []
         for i in range(warmup + steps):
@@ -234,11 +230,12 @@ def _step_row(args: argparse.Namespace) -> dict[str, Any]:
     config_lib.validate(config)
     config_lib.check_devices(config, jax.device_count())
     row = bench_step(config, clips=args.clips, steps=args.steps, warmup=args.warmup)
+    decoder = systems.videomae.stack_options(config.model, "decoder", chips.local())
     settings = {
         "config": args.config,
         "clips": args.clips,
         "dtype": config.model.dtype,
-        "attention": systems.videomae.stack_options(config.model, "decoder").attention,
+        "attention": decoder.attention,
         "remat": config.model.encoder.remat,
         "decoder_mask": "/".join(map(str, config.masking.decoder)),
     }

@@ -28,7 +28,7 @@ from vmae_jax.train.checkpoints import CheckpointError, Checkpoints
 from vmae_jax.train.feed import DeviceFeed
 from vmae_jax.train.sharding import batch_sharding, make_mesh, state_shardings
 from vmae_jax.train.state import TrainState, make_init
-from vmae_jax.train.step import StepOptions, make_train_step
+from vmae_jax.train.step import StepOptions, lower_step, make_train_step
 
 _log = logging.getLogger(__name__)
 
@@ -335,16 +335,8 @@ class Trainer:
         check_batch(self._system, arrays)
         begin = time.perf_counter()
         run = self._run
-        compiled = (
-            jax.jit(
-                make_train_step(self._system, run.tx, run.schedule, run.options),
-                # As the input's, or the second call would meet another layout.
-                out_shardings=(jax.tree.map(lambda x: x.sharding, state), None),
-                donate_argnums=0,
-            )
-            .lower(state, frozen, arrays, key)
-            .compile()
-        )
+        train_step = make_train_step(self._system, run.tx, run.schedule, run.options)
+        compiled = lower_step(train_step, state, frozen, arrays, key).compile()
         _log.info("Compiled the train step in %.1f s.", time.perf_counter() - begin)
         return compiled
 

@@ -15,31 +15,18 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from vmae_jax import chips
 from vmae_jax.config import ConfigError
 
 _log = logging.getLogger(__name__)
-
-# Datasheet bf16 peaks in TFLOP/s per chip, by a part of jax's device_kind, more specific first.
-PEAK_TFLOPS = (
-    ("v6 lite", 918.0),
-    ("v6e", 918.0),
-    ("v5 lite", 197.0),
-    ("v5e", 197.0),
-    ("v5p", 459.0),
-    ("TPU v5", 459.0),
-    ("TPU v4", 275.0),
-    ("H200", 989.0),
-    ("H100", 989.0),
-    ("A100", 312.0),
-)
 
 
 def chip_peak_flops(configured_tflops: float) -> float | None:
     """Peak FLOP/s of one local chip: the configured value, the datasheet's, or None if unknown."""
     if configured_tflops:
         return configured_tflops * 1e12
-    kind = jax.local_devices()[0].device_kind
-    return next((peak * 1e12 for name, peak in PEAK_TFLOPS if name in kind), None)
+    peak = chips.local().peak_tflops
+    return None if peak is None else peak * 1e12
 
 
 def device_memory_gib() -> float | None:

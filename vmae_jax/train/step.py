@@ -110,6 +110,21 @@ def make_train_step(
     return train_step
 
 
+def lower_step(
+    train_step: Callable[..., Any], state: TrainState, frozen: Any, batch: Batch, key: jax.Array
+) -> jax.stages.Lowered:
+    """The one program of a run, sharded, its state donated; `compile()` it.
+
+    Args:
+      train_step: of `make_train_step`.
+      state, frozen, batch, key: its arguments: arrays, or `jax.ShapeDtypeStruct`s with shardings.
+    """
+    # As the input's, or the second call would meet another layout.
+    layout = jax.tree.map(lambda x: x.sharding, state)
+    step = jax.jit(train_step, out_shardings=(layout, None), donate_argnums=0)
+    return step.lower(state, frozen, batch, key)
+
+
 def _micro_batches(batch: dict[str, jax.Array], count: int) -> dict[str, jax.Array]:
     """Splits `[B, ...]` into `[count, B / count, ...]` without moving a row between devices.
 
