@@ -33,6 +33,7 @@ REQUIRED = [
     "chex>=0.1.90",
     "einops>=0.8.1",
     "flax>=0.12.8,<0.13",
+    "fsspec>=2025.3",
     "grain>=0.2.18",
     # tensorflow-datasets imports it and declares it for Python < 3.9 only.
     "importlib_resources>=6.4",
@@ -67,6 +68,9 @@ EXTRAS = {
     # The same work in PyTorch, for the figures in benchmarks/.
     "bench": ["torch>=2.6", "transformers>=4.46"],
     "prepare": ["apache-beam>=2.70"],
+    # Videos and lists in buckets.
+    "gcs": ["gcsfs>=2025.3"],
+    "s3": ["s3fs>=2025.3"],
     "wandb": ["wandb>=0.18"],
     "notebooks": ["ipywidgets>=8.1", "jupyterlab>=4.2", "matplotlib>=3.9", "nbclient>=0.10"],
     "dev": [*TEST, "build>=1.2", "pre-commit>=4.0", "uv>=0.8"],

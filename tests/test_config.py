@@ -181,4 +181,4 @@ def test_data_fields_are_the_pipelines_options_and_share_its_defaults():
     assert fields.keys() == ours.keys()
     differ = {name for name, value in ours.items() if fields[name] != value}
     # A run decides these otherwise than a pipeline opened by hand.
-    assert differ == {"manifest", "root", "on_error", "workers", "clip_timeout_s"}
+    assert differ == {"manifest", "on_error", "workers", "clip_timeout_s"}

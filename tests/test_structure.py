@@ -42,6 +42,7 @@ JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 # library -> the files that may import it, as the start of a path below vmae_jax/
 CONFINED = {
     "av": ("data/video.py",),
+    "fsspec": ("data/storage.py",),
     "torch": ("convert/", "tools/bench"),
     "transformers": ("convert/", "tools/bench"),
     "wandb": ("train/",),

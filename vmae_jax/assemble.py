@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 from vmae_jax import config as config_lib
 from vmae_jax.convert.files import load_safetensors
 from vmae_jax.convert.videomae import pretrain_table
-from vmae_jax.data.manifest import read_manifest
 from vmae_jax.data.pipeline import ClipPipeline, PipelineOptions
 from vmae_jax.train import optim
 from vmae_jax.train.checkpoints import CheckpointError, load_params
@@ -43,7 +42,6 @@ def pipeline_options(config: ConfigDict) -> PipelineOptions:
             "--config.data.manifest=FILE (formats: docs/data.md)"
         )
     fields = {k: v for k, v in config.data.items() if k not in NOT_THE_PIPELINES}
-    fields["root"] = fields["root"] or str(pathlib.Path(config.data.manifest).parent)
     if fields["workers"] < 0:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         fields["workers"] = min(max((cores or 1) - 1, 1), _MOST_WORKERS)
@@ -54,19 +52,12 @@ def pipeline_options(config: ConfigDict) -> PipelineOptions:
 
 
 def count_videos(config: ConfigDict) -> int:
-    """Videos in the manifest.
+    """Videos of one epoch.
 
     Raises:
-      ManifestError: a line that cannot be used, by file, line and column.
+      ManifestError: a list or a line of it that cannot be used, by file, line and column.
     """
-    options = pipeline_options(config)
-    manifest = read_manifest(
-        options.manifest,
-        root=options.root,
-        style=options.style,
-        allow_outside=options.allow_outside,
-    )
-    return len(manifest)
+    return sum(share.draws for share in pipeline_options(config).open_source().shares)
 
 
 def open_pipeline(config: ConfigDict, *, start_step: int) -> ClipPipeline:

@@ -68,7 +68,7 @@ def pretrain_defaults() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.manifest = ""
-    config.data.root = ""  # "": the manifest's own folder
+    config.data.root = ""  # folder or bucket of its paths; "": its own
     config.data.style = "auto"  # auto | csv | path_label | path_start_total
     config.data.allow_outside = False  # accept paths that leave the root
     # Names of the pictures in folders of frames: ((path regex, name), ...); see docs/data.md.

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vmae_jax.data.order import Order
+from vmae_jax.data.order import Order, Share
 
 
 def records(order, epoch):
@@ -73,3 +73,50 @@ def test_impossible_batches_are_refused_in_words():
         Order(num_videos=3, batch_videos=4, seed=0)
     with pytest.raises(ValueError, match="does not divide among 3 processes"):
         Order(num_videos=8, batch_videos=4, seed=0).local_positions(0, 0, 3)
+
+
+def test_shares_are_exact_in_each_epoch_and_even_over_epochs():
+    # Of 6 videos 3 an epoch, of 4 all, of 5 seven (each once, two of them again).
+    shares = (Share(6, 3), Share(4, 4), Share(5, 7))
+    order = Order(15, 7, seed=3, shares=shares)
+    assert order.num_draws == 14 and order.steps_per_epoch == 2
+    epochs = [records(order, e) for e in range(10)]
+    for epoch in epochs:
+        assert [sum(a <= r < b for r in epoch) for a, b in ((0, 6), (6, 10), (10, 15))] == [3, 4, 7]
+        assert sorted(r for r in epoch if 6 <= r < 10) == [6, 7, 8, 9]
+        assert {r for r in epoch if r >= 10} == {10, 11, 12, 13, 14}
+    assert sorted(r for e in epochs[:2] for r in e if r < 6) == [0, 1, 2, 3, 4, 5]
+    counts = np.bincount(np.concatenate(epochs))
+    assert set(counts[:6]) == {5} and set(counts[6:10]) == {10} and set(counts[10:]) == {14}
+    assert len({tuple(e) for e in epochs}) == 10
+    assert records(Order(15, 7, seed=3, shares=shares), 6) == epochs[6]
+
+
+def test_shares_without_shuffle_come_part_after_part():
+    order = Order(5, 4, seed=0, shuffle=False, shares=(Share(2, 1), Share(3, 3)))
+    assert [records(order, e) for e in range(3)] == [[0, 2, 3, 4], [1, 2, 3, 4], [0, 2, 3, 4]]
+
+
+def test_one_whole_share_is_the_order_of_a_plain_list():
+    plain, share = Order(9, 4, seed=5), Order(9, 4, seed=5, shares=(Share(9, 9),))
+    for position in range(20):
+        assert plain.locate(position) == share.locate(position)
+        assert plain.substitute(position, 1) == share.substitute(position, 1)
+
+
+def test_the_order_of_runs_that_began_with_earlier_versions_stays():
+    order = Order(num_videos=10, batch_videos=4, seed=3)
+    assert records(order, 0) == [2, 3, 6, 1, 7, 4, 8, 0]
+    assert order.substitute(5, 2) == 9
+
+
+def test_a_substitute_is_of_the_same_part():
+    order = Order(102, 51, seed=0, shares=(Share(2, 2), Share(100, 100)))
+    small = [p for p in range(102) if order.locate(p)[2] < 2]
+    assert len(small) == 2
+    assert all(order.substitute(p, a) < 2 for p in small for a in range(1, 8))
+
+
+def test_shares_that_do_not_add_up_are_refused():
+    with pytest.raises(ValueError, match="do not add up to 3"):
+        Order(3, 1, seed=0, shares=(Share(2, 2),))

@@ -22,7 +22,6 @@ from PIL import Image
 from vmae_jax.data import clips as clips_module
 from vmae_jax.data import guard
 from vmae_jax.data import pipeline as pipeline_module
-from vmae_jax.data.manifest import Clip
 from vmae_jax.data.pipeline import (
     ClipPipeline,
     PipelineError,
@@ -88,9 +87,9 @@ def test_a_batch_equals_the_same_steps_done_by_hand(videos):
         batch, order = next(pipeline), pipeline._order
     for row, record in enumerate(batch.records.tolist()):
         rng = order.rng(row)
-        clip = Clip(str(videos / f"v{record}.mp4"), 0, None, None, 0, -1)
+        path = str(videos / f"v{record}.mp4")
         frames = read_frames(
-            clip.path, lambda n, r=rng, c=clip: choose_frames(n, clip=c, options=chosen, rng=r)
+            path, lambda n, r=rng, p=path: choose_frames(n, where=p, options=chosen, rng=r)
         )
         for repeat in range(2):
             want = crop_frames(frames, options=chosen, rng=rng)
@@ -220,10 +219,10 @@ def test_repeats_share_frames_but_not_crops(videos):
 
 
 def test_stride_overrides_go_by_path():
-    clips = [Clip(f"/d/{name}/1.mp4", 0, None, None, 0, -1) for name in ("k400", "SomethingV2")]
+    paths = [f"/d/{name}/1.mp4" for name in ("k400", "SomethingV2")]
     chosen = PipelineOptions("m", "r", stride=4, stride_overrides=((r"SomethingV2", 2),))
-    for clip, stride in zip(clips, (4, 2), strict=True):
-        picked = choose_frames(200, clip=clip, options=chosen, rng=np.random.default_rng(0))
+    for path, stride in zip(paths, (4, 2), strict=True):
+        picked = choose_frames(200, where=path, options=chosen, rng=np.random.default_rng(0))
         assert set(np.diff(picked)) == {stride}
 
 

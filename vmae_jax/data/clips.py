@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 import time
@@ -12,10 +13,11 @@ import numpy as np
 
 from vmae_jax.data import guard as guards
 from vmae_jax.data import sampling, transforms
-from vmae_jax.data.folders import DEFAULT_TEMPLATES, read_folder
-from vmae_jax.data.manifest import Clip, Manifest
+from vmae_jax.data.folders import DEFAULT_TEMPLATES
 from vmae_jax.data.order import Order
-from vmae_jax.data.video import DEFAULT_LIMITS, Limits, VideoError, read_frames
+from vmae_jax.data.sources import Source, open_source
+from vmae_jax.data.stored import Choose, StoredVideo
+from vmae_jax.data.video import Limits, VideoError
 from vmae_jax.errors import UserError
 
 _ATTEMPTS = 8  # videos tried for one place in a batch before the run stops
@@ -32,11 +34,11 @@ class PipelineError(UserError, RuntimeError):
 
 @dataclass(frozen=True)
 class PipelineOptions:
-    """What is read and how. Everything but `manifest` and `root` has the released default.
+    """What is read and how. Everything but `manifest` has the released default.
 
     Attributes:
-      manifest: list of videos; see `manifest`.
-      root: folder that its paths are relative to.
+      manifest: what to read: a list of videos; see `sources`.
+      root: folder or bucket that its paths are relative to; "": the manifest's own.
       style: of the manifest, or "auto".
       allow_outside: accept paths that leave the root.
       frames: per clip.
@@ -64,7 +66,7 @@ class PipelineOptions:
     """
 
     manifest: str
-    root: str
+    root: str = ""
     style: str = "auto"
     allow_outside: bool = False
     frames: int = 16
@@ -120,12 +122,22 @@ class PipelineOptions:
         """Caps on one video."""
         return Limits(self.max_bytes, self.max_pixels, self.max_frames, self.clip_timeout_s)
 
+    def open_source(self) -> Source:
+        """Opens what `manifest` names; see `sources.open_source` for what can be wrong with it."""
+        return open_source(
+            self.manifest,
+            root=self.root,
+            style=self.style,
+            allow_outside=self.allow_outside,
+            templates=self.frame_templates,
+        )
+
 
 @dataclass(frozen=True)
 class LoadClips:
     """Makes the clips of one video. Called in a worker with the number of the video in its part."""
 
-    manifest: Manifest
+    source: Source
     order: Order
     options: PipelineOptions
     process_index: int
@@ -153,7 +165,7 @@ class LoadClips:
         failed_reason = np.zeros((_ATTEMPTS, _REASON_BYTES), np.uint8)
         for attempt in range(_ATTEMPTS):
             try:
-                video = self._clips(record, self.order.rng(position, attempt), guard)
+                video, label = self._clips(record, self.order.rng(position, attempt), guard)
                 break
             except VideoError as error:
                 if self.options.on_error == "raise":
@@ -164,73 +176,69 @@ class LoadClips:
         else:
             raise PipelineError(
                 f"{_ATTEMPTS} videos in a row could not be used, the last "
-                f"{self.manifest.name(int(failed_record[-1]))}: "
+                f"{self.source.name(int(failed_record[-1]))}: "
                 f"{failed_reason[-1].tobytes().rstrip(bytes(1)).decode(errors='replace')}."
             )
         repeats = self.options.repeats
         return {
             "video": video,
             "index": (offset * repeats + np.arange(repeats)).astype(np.int32),
-            "label": np.full(repeats, self.manifest.labels[record], np.int32),
+            "label": np.full(repeats, label, np.int32),
             "record": np.int64(record),
             "failed_record": failed_record,
             "failed_reason": failed_reason,
         }
 
-    def _clips(self, record: int, rng: np.random.Generator, guard: guards.Guard) -> np.ndarray:
-        """Decodes once and crops `repeats` times: uint8 [R, T, H, W, C]."""
-        clip, options = self.manifest[record], self.options
-        with guard.clip(clip.path):
-            frames = read_clip(
-                clip,
-                functools.partial(choose_frames, clip=clip, options=options, rng=rng),
-                templates=options.frame_templates,
-                limits=options.limits,
-                channels=options.channels,
-            )
-            return np.stack(
-                [crop_frames(frames, options=options, rng=rng) for _ in range(options.repeats)]
-            )
+    def _clips(
+        self, record: int, rng: np.random.Generator, guard: guards.Guard
+    ) -> tuple[np.ndarray, int]:
+        """Decodes once and crops `repeats` times: uint8 [R, T, H, W, C], and the label."""
+        options = dataclasses.replace(self.options, **self.source.overrides(record))
+        where = self.source.where(record)
+        with guard.clip(where):
+            stored = self.source.fetch(record, options.limits)
+            choose = functools.partial(choose_frames, where=where, options=options, rng=rng)
+            frames = read_clip(stored, choose, options)
+            clips = [crop_frames(frames, options=options, rng=rng) for _ in range(options.repeats)]
+            return np.stack(clips), stored.label
 
 
-def read_clip(
-    clip: Clip,
-    choose,
-    *,
-    templates: tuple[tuple[str, str], ...] = DEFAULT_TEMPLATES,
-    limits: Limits = DEFAULT_LIMITS,
-    channels: int = 3,
-) -> np.ndarray:
-    """Reads chosen frames of a manifest row, whatever it is stored as.
+def read_clip(stored: StoredVideo, choose: Choose, options: PipelineOptions) -> np.ndarray:
+    """Decodes chosen frames of one video, in the colours that the options ask for.
 
     Args:
-      clip: the row.
+      stored: the video, as its source handed it out.
       choose: frame indices, or a function from the number of usable frames to indices.
-      templates: names of pictures in folders; see `folders`.
-      limits: caps; exceeding one is a VideoError.
-      channels: 3 for RGB, 1 for grey.
+      options: `limits` and `channels` count.
 
     Returns:
       uint8 [n, H, W, channels].
 
     Raises:
-      VideoError: the file or a frame needed for the clip is unusable.
+      VideoError: the video or a frame needed for the clip is unusable.
     """
-    if clip.total_frames >= 0:
-        frames = read_folder(clip, choose, templates=templates, limits=limits)
-    else:
-        frames = read_frames(clip.path, choose, limits, start=clip.start, end=clip.end)
-    return transforms.to_grey(frames) if channels == 1 else frames
+    frames = stored.read(choose, options.limits)
+    return transforms.to_grey(frames) if options.channels == 1 else frames
 
 
 def choose_frames(
-    num_frames: int, *, clip: Clip, options: PipelineOptions, rng: np.random.Generator
+    num_frames: int, *, where: str, options: PipelineOptions, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draws the frames of one clip by the rule that the options name."""
+    """Draws the frames of one clip by the rule that the options name.
+
+    Args:
+      num_frames: usable frames of the video.
+      where: place of the video, in which `stride_overrides` are searched.
+      options: frames, sampling and strides count.
+      rng: of the clip.
+
+    Returns:
+      int64 [frames].
+    """
     if options.sampling == "segments":
         return sampling.segment_indices(num_frames, frames=options.frames, rng=rng)
     stride = next(
-        (s for pattern, s in options.stride_overrides if re.search(pattern, clip.path)),
+        (s for pattern, s in options.stride_overrides if re.search(pattern, where)),
         options.stride,
     )
     return sampling.dense_indices(num_frames, frames=options.frames, stride=stride, rng=rng)

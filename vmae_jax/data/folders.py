@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import PurePosixPath
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from vmae_jax.data import storage
 from vmae_jax.data.manifest import Clip
 from vmae_jax.data.video import DEFAULT_LIMITS, Limits, VideoError
 
@@ -58,10 +60,11 @@ def _template(path: str, templates: Sequence[tuple[str, str]]) -> str:
 
 
 def _read_picture(clip: Clip, template: str, i: int, limits: Limits) -> np.ndarray:
-    number, folder = clip.first_frame + i, Path(clip.path).name
+    number, folder = clip.first_frame + i, PurePosixPath(clip.path).name
     name = template.format(number, number=number, folder=folder)
     try:
-        with Image.open(Path(clip.path) / name, formats=("JPEG", "PNG", "WEBP")) as picture:
+        file = io.BytesIO(storage.read(storage.join(clip.path, name)))
+        with Image.open(file, formats=("JPEG", "PNG", "WEBP")) as picture:
             if picture.width * picture.height > limits.max_pixels:
                 raise VideoError(clip.path, f"{name} exceeds {limits.max_pixels} pixels")
             return np.asarray(picture.convert("RGB"))

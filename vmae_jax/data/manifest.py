@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from vmae_jax.data import storage
 from vmae_jax.errors import UserError
 
 STYLES = ("csv", "path_label", "path_start_total")
@@ -101,7 +102,7 @@ class Manifest:
         start, end = (math.nan, math.nan) if self._times is None else self._times[:, i].tolist()
         first, total = (0, -1) if self._frames is None else self._frames[:, i].tolist()
         return Clip(
-            path=_join(self.root, self.name(i)),
+            path=storage.join(self.root, self.name(i)),
             label=int(self.labels[i]),
             start=None if math.isnan(start) else start,
             end=None if math.isnan(end) else end,
@@ -116,7 +117,7 @@ def read_manifest(
     """Reads and checks a manifest.
 
     Args:
-      path: the text file, UTF-8.
+      path: the text file, UTF-8, local or in a bucket.
       root: folder (or bucket URL) that the listed paths are relative to.
       style: one of STYLES, or "auto": csv if the first line is a header with `path`;
         path_start_total if every line ends in two integers; else path_label.
@@ -125,11 +126,13 @@ def read_manifest(
     Raises:
       ManifestError: the file or a line of it is unusable.
     """
-    path = Path(path)
+    path = str(path)
     try:
-        raw = path.read_bytes()
+        raw = storage.read(path)
     except OSError as error:
-        raise ManifestError(f"{path}: the manifest cannot be read: {error.strerror}.") from None
+        raise ManifestError(
+            f"{path}: the manifest cannot be read: {error.strerror or error}."
+        ) from None
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -151,7 +154,7 @@ def read_manifest(
         rows = _read_lines(text, place, _path_label if style == "path_label" else _start_total)
     if not rows:
         raise ManifestError(f"{path}: the manifest lists no videos.")
-    class_names = _read_class_names(path.with_name("classes.txt"))
+    class_names = _read_class_names(storage.join(storage.parent(path), "classes.txt"))
     largest = max(row[1] for row in rows)
     if class_names and largest >= len(class_names):
         line = next(row[6] for row in rows if row[1] == largest)
@@ -172,7 +175,7 @@ def read_manifest(
 class _Place:
     """Where rows come from and where their paths may point; words the errors."""
 
-    path: Path
+    path: str
     root: str
     allow_outside: bool
 
@@ -339,13 +342,8 @@ def _seconds(text: str, column: str, number: int, place: _Place) -> float:
     return value
 
 
-def _read_class_names(path: Path) -> tuple[str, ...]:
-    if not path.is_file():
+def _read_class_names(path: str) -> tuple[str, ...]:
+    if not storage.is_file(path):
         return ()
-    return tuple(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip())
-
-
-def _join(root: str, name: str) -> str:
-    if name.startswith("/") or "://" in name:
-        return name
-    return f"{root.rstrip('/') or '/'}/{name}" if root != "/" else f"/{name}"
+    text = storage.read(path).decode("utf-8-sig")
+    return tuple(line.strip() for line in text.splitlines() if line.strip())

@@ -42,8 +42,8 @@ from vmae_jax.data.clips import (
     crop_frames,
     read_clip,
 )
-from vmae_jax.data.manifest import Manifest, read_manifest
 from vmae_jax.data.order import Order
+from vmae_jax.data.sources import Source
 
 __all__ = [
     "ClipPipeline",
@@ -85,7 +85,7 @@ class HostBatch:
 
     Attributes:
       arrays: "video" uint8 [b * R, T, H, W, C], "index" int32 [b * R], "label" int32 [b * R].
-      records: int64 [b], rows of the manifest that were used, replacements included.
+      records: int64 [b], records of the source that were used, replacements included.
       failures: videos that were replaced in this batch.
       decode_s: seconds spent on its videos, summed over them (not the time waited).
     """
@@ -94,11 +94,11 @@ class HostBatch:
     records: np.ndarray
     failures: list[Failure]
     decode_s: float
-    _manifest: Manifest = field(repr=False)
+    _source: Source = field(repr=False)
 
     def names(self) -> list[str]:
         """Listed path of each video, in order."""
-        return [self._manifest.name(record) for record in self.records.tolist()]
+        return [self._source.name(record) for record in self.records.tolist()]
 
 
 class ClipPipeline:
@@ -135,13 +135,10 @@ class ClipPipeline:
         if start_step < 0:
             raise ValueError(f"start_step must be 0 or more, got {start_step}.")
         self._options = options
-        self._manifest = read_manifest(
-            options.manifest,
-            root=options.root,
-            style=options.style,
-            allow_outside=options.allow_outside,
+        self._source = options.open_source()
+        self._order = Order(
+            len(self._source), batch_videos, seed, options.shuffle, self._source.shares
         )
-        self._order = Order(len(self._manifest), batch_videos, seed, options.shuffle)
         if self._order.epoch_videos * options.repeats >= 2**31:
             raise ValueError(
                 "An epoch holds more than 2**31 clips; `index` would not fit in int32."
@@ -160,18 +157,18 @@ class ClipPipeline:
 
     @property
     def num_videos(self) -> int:
-        """Rows of the list."""
-        return len(self._manifest)
+        """Videos of an epoch, the incomplete batch at its end included."""
+        return self._order.num_draws
 
     @property
     def num_classes(self) -> int:
         """Class names if there are any, else the largest label plus one; 0 without labels."""
-        return self._manifest.num_classes
+        return self._source.num_classes
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names by label; () if the list comes without them."""
-        return self._manifest.class_names
+        return self._source.class_names
 
     @property
     def steps_per_epoch(self) -> int:
@@ -222,7 +219,7 @@ class ClipPipeline:
         return {
             "version": 1,
             "batches": self._step,
-            "manifest_sha256": self._manifest.sha256,
+            "manifest_sha256": self._source.sha256,
             "num_videos": self.num_videos,
             "batch_videos": self.batch_videos,
             "repeats": self._options.repeats,
@@ -281,7 +278,7 @@ class ClipPipeline:
             self._folder = Path(tempfile.mkdtemp(prefix="vmae_data_"))
             process_index, process_count = self._process
             load = LoadClips(
-                self._manifest,
+                self._source,
                 self._order,
                 self._options,
                 process_index=process_index,
@@ -335,7 +332,7 @@ class ClipPipeline:
             records=arrays["record"],
             failures=self._failures(arrays["failed_record"], arrays["failed_reason"]),
             decode_s=float(arrays["decode_s"].sum()),
-            _manifest=self._manifest,
+            _source=self._source,
         )
 
     def _next_chunk(
@@ -369,7 +366,7 @@ class ClipPipeline:
         for place in np.argwhere(records >= 0):
             record = int(records[tuple(place)])
             reason = reasons[tuple(place)].tobytes().rstrip(b"\0").decode(errors="replace")
-            failures.append(Failure(record, self._manifest.name(record), reason))
+            failures.append(Failure(record, self._source.name(record), reason))
         return failures
 
     def _account(self, batch: HostBatch) -> None:

@@ -10,6 +10,8 @@ where that is unknown the achieved TFLOP/s stand alone.
 """
 
 import argparse
+import dataclasses
+import functools
 import importlib.util
 import json
 import os
@@ -27,8 +29,6 @@ from ml_collections import ConfigDict
 
 from vmae_jax import assemble, chips, systems
 from vmae_jax import config as config_lib
-from vmae_jax.data import video
-from vmae_jax.data.manifest import Manifest, read_manifest
 from vmae_jax.data.pipeline import (
     ClipPipeline,
     PipelineOptions,
@@ -147,13 +147,7 @@ def bench_data(options: PipelineOptions, *, videos: int, batch_videos: int) -> d
     Returns:
       milliseconds per video and stage; clips per second and core; clips per second of the pipeline.
     """
-    manifest = read_manifest(
-        options.manifest,
-        root=options.root,
-        style=options.style,
-        allow_outside=options.allow_outside,
-    )
-    stages = _time_stages(manifest, options, videos)
+    stages = _time_stages(options, videos)
     per_video = sum(stages.values())
     with ClipPipeline(options, batch_videos=batch_videos, seed=0) as pipeline:
         next(pipeline)  # starts the workers
@@ -171,28 +165,21 @@ def bench_data(options: PipelineOptions, *, videos: int, batch_videos: int) -> d
     }
 
 
-def _time_stages(manifest: Manifest, options: PipelineOptions, videos: int) -> dict[str, float]:
+def _time_stages(options: PipelineOptions, videos: int) -> dict[str, float]:
     """Seconds per video: reading, decoding (listing packets included), cropping all repeats."""
-    rng = np.random.default_rng(0)
+    source, rng = options.open_source(), np.random.default_rng(0)
     totals = {"read": 0.0, "decode": 0.0, "crop_resize": 0.0}
-    for number in rng.choice(len(manifest), videos, replace=videos > len(manifest)):
-        clip = manifest[int(number)]
-
-        def choose(num_frames: int, clip=clip) -> np.ndarray:
-            return choose_frames(num_frames, clip=clip, options=options, rng=rng)
-
+    for record in rng.choice(len(source), videos, replace=videos > len(source)).tolist():
+        choose = functools.partial(
+            choose_frames,
+            where=source.where(record),
+            options=dataclasses.replace(options, **source.overrides(record)),
+            rng=rng,
+        )
         times = [time.perf_counter()]
-        if clip.total_frames < 0:
-            data = video.read_bytes(clip.path, options.limits)
-            times.append(time.perf_counter())
-            frames = video.read_frames(
-                data, choose, options.limits, start=clip.start, end=clip.end, name=clip.path
-            )
-        else:  # folders of frames are read while they are decoded
-            times.append(time.perf_counter())
-            frames = read_clip(
-                clip, choose, templates=options.frame_templates, limits=options.limits
-            )
+        stored = source.fetch(record, options.limits)  # but pictures of folders, read when decoded
+        times.append(time.perf_counter())
+        frames = read_clip(stored, choose, options)
         times.append(time.perf_counter())
         for _ in range(options.repeats):
             crop_frames(frames, options=options, rng=rng)
@@ -243,10 +230,9 @@ def _step_row(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _data_row(args: argparse.Namespace) -> dict[str, Any]:
-    root = args.root or str(pathlib.Path(args.manifest).parent)
     options = PipelineOptions(
         manifest=args.manifest,
-        root=root,
+        root=args.root or "",
         frames=args.frames,
         stride=args.stride,
         size=(args.size, args.size),

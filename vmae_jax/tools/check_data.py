@@ -39,13 +39,17 @@ import numpy as np
 from tqdm import tqdm
 
 from vmae_jax.data import guard as guards
-from vmae_jax.data.folders import DEFAULT_TEMPLATES, read_folder
-from vmae_jax.data.manifest import STYLES, Clip, Manifest, read_manifest
-from vmae_jax.data.video import Limits, VideoError, count_frames, probe, read_bytes, read_frames
+from vmae_jax.data.folders import DEFAULT_TEMPLATES
+from vmae_jax.data.manifest import STYLES, Manifest
+from vmae_jax.data.sources import ListedFiles, Source, open_source
+from vmae_jax.data.stored import EncodedVideo
+from vmae_jax.data.video import Limits, VideoError, count_frames, probe
 from vmae_jax.errors import UserError
 
 _IN_FLIGHT = 4  # tasks queued per worker
-_guard: guards.Guard | None = None  # of this process, if it is a worker
+# Of this process, if it is a worker.
+_guard: guards.Guard | None = None
+_task: _Task | None = None
 _EXIT_CODES = """exit codes:
   0    all rows are good
   1    some rows have a problem
@@ -78,55 +82,59 @@ def main(argv: list[str] | None = None) -> int:
 
 def _report(args: argparse.Namespace) -> dict:
     """Examines the list and writes what is asked for."""
-    manifest = read_manifest(
-        args.manifest, root=args.root, style=args.style, allow_outside=args.allow_outside
+    source = open_source(
+        args.manifest,
+        root=args.root,
+        style=args.style,
+        allow_outside=args.allow_outside,
+        templates=(("", args.frame_template),) if args.frame_template else DEFAULT_TEMPLATES,
     )
+    if args.out and not isinstance(source, ListedFiles):
+        raise UserError(f"--out writes a cleaned list, but {args.manifest} is not a list of files.")
     findings = check(
-        manifest,
+        source,
         min_frames=args.min_frames,
         full_decode=args.full_decode,
         timeout_s=args.timeout,
         workers=args.workers,
-        templates=(("", args.frame_template),) if args.frame_template else DEFAULT_TEMPLATES,
     )
-    report = summarise(manifest, findings)
+    report = summarise(source, findings)
     report["manifest"] = str(args.manifest)
     if args.out:
-        report["clean"] = write_clean(manifest, findings, args.manifest, args.out)
+        report["clean"] = write_clean(source.manifest, findings, args.manifest, args.out)
     if args.report:
         _write_text(args.report, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     return report
 
 
 def check(
-    manifest: Manifest,
+    source: Source,
     *,
     min_frames: int,
     full_decode: bool,
     timeout_s: float,
     workers: int,
-    templates: tuple[tuple[str, str], ...] = DEFAULT_TEMPLATES,
 ) -> list[dict]:
-    """Examines every row in parallel.
+    """Examines every video in parallel.
 
     Returns:
-      One dict a row, in order: `problem` (None, "missing", "no_video", "corrupt", "short"),
+      One dict a video, in order: `problem` (None, "missing", "no_video", "corrupt", "short"),
       `reason`, and, as far as known, `frames`, `fps`, `width`, `height`, `duration_s`, `codec`,
-      `warnings`.
+      `label`, `warnings`.
     """
-    findings: list[dict | None] = [None] * len(manifest)
-    task = _Task(min_frames, full_decode, timeout_s, templates)
-    with tqdm(total=len(manifest), unit="video", disable=None) as bar:
-        todo = list(range(len(manifest)))
+    findings: list[dict | None] = [None] * len(source)
+    task = _Task(source, min_frames, full_decode, timeout_s)
+    with tqdm(total=len(source), unit="video", disable=None) as bar:
+        todo = list(range(len(source)))
         while todo:
-            for i, finding in _run(manifest, todo, task, workers):
+            for i, finding in _run(todo, task, workers):
                 findings[i] = finding
                 bar.update()
             left = [i for i in todo if findings[i] is None]
             # A worker died. What was being examined goes one at a time, so that only the culprit
             # is blamed; the rest goes on as before.
             for i in left[: workers * _IN_FLIGHT]:
-                alone = dict(_run(manifest, [i], task, 1))
+                alone = dict(_run([i], task, 1))
                 findings[i] = alone.get(i) or {
                     "problem": "corrupt",
                     "reason": "crashes the decoder, or makes it hang",
@@ -136,9 +144,7 @@ def check(
     return findings
 
 
-def _run(
-    manifest: Manifest, rows: list[int], task: _Task, workers: int
-) -> Iterator[tuple[int, dict]]:
+def _run(rows: list[int], task: _Task, workers: int) -> Iterator[tuple[int, dict]]:
     """Yields findings until all rows are done or a worker dies."""
     folder = Path(tempfile.mkdtemp(prefix="vmae_check_"))
     context = multiprocessing.get_context("spawn")
@@ -146,14 +152,14 @@ def _run(
         min(workers, len(rows)),
         mp_context=context,
         initializer=_enter_worker,
-        initargs=(folder, task.timeout_s, os.getpid()),
+        initargs=(folder, task, os.getpid()),
     )
     try:
         pending: dict[futures.Future, int] = {}
         queue = iter(rows)
         while True:
             while len(pending) < workers * _IN_FLIGHT and (i := next(queue, None)) is not None:
-                pending[pool.submit(task, manifest[i])] = i
+                pending[pool.submit(_examine, i)] = i
             if not pending:
                 return
             done, _ = futures.wait(pending, return_when=futures.FIRST_COMPLETED)
@@ -166,51 +172,56 @@ def _run(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _enter_worker(folder: Path, timeout_s: float, parent: int) -> None:
-    global _guard
+def _enter_worker(folder: Path, task: _Task, parent: int) -> None:
+    global _guard, _task
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process answers it for all
-    _guard = guards.enter(folder, os.getpid(), clip_timeout_s=timeout_s, parent=parent)
+    _guard = guards.enter(folder, os.getpid(), clip_timeout_s=task.timeout_s, parent=parent)
+    _task = task
+
+
+def _examine(i: int) -> dict:
+    with _guard.clip(_task.source.where(i)):
+        return _task(i)
 
 
 @dataclass(frozen=True)
 class _Task:
-    """Examines one clip in a worker."""
+    """Examines videos in a worker."""
 
+    source: Source
     min_frames: int
     full_decode: bool
     timeout_s: float
-    templates: tuple[tuple[str, str], ...]
 
-    def __call__(self, clip: Clip) -> dict:
+    def __call__(self, i: int) -> dict:
         found: dict = {"problem": None, "reason": ""}
-        with _guard.clip(clip.path):
-            try:
-                self._examine(clip, found)
-            except VideoError as error:
-                found.update(problem=_kind(error.reason), reason=error.reason)
-            except Exception as error:  # an odd file must not end the examination of the others
-                found.update(problem="corrupt", reason=f"{type(error).__name__}: {error}")
+        try:
+            self._look(i, found)
+        except VideoError as error:
+            found.update(problem=_kind(error.reason), reason=error.reason)
+        except Exception as error:  # an odd file must not end the examination of the others
+            found.update(problem="corrupt", reason=f"{type(error).__name__}: {error}")
         if found["problem"] is None and found["frames"] < self.min_frames:
             found["problem"] = "short"
             found["reason"] = f"{found['frames']} frames, {self.min_frames} wanted"
         return found
 
-    def _examine(self, clip: Clip, found: dict) -> None:
+    def _look(self, i: int, found: dict) -> None:
         limits = Limits(timeout_s=self.timeout_s)
 
         def ends(num_frames: int) -> list[int]:
             found["frames"] = num_frames
             return [0, num_frames - 1]
 
-        if clip.total_frames >= 0:
-            frames = clip.total_frames
-            chosen = range(frames) if self.full_decode else [0, frames - 1]
-            for i in chosen:  # one at a time: a folder may be long
-                picture = read_folder(clip, [i], templates=self.templates, limits=limits)
-            found.update(frames=frames, height=picture.shape[1], width=picture.shape[2])
+        stored = self.source.fetch(i, limits)
+        found["label"] = stored.label
+        if not isinstance(stored, EncodedVideo):
+            picture = stored.read(ends, limits)
+            found.update(height=picture.shape[1], width=picture.shape[2])
+            for frame in range(found["frames"]) if self.full_decode else ():
+                stored.read([frame], limits)  # one at a time: a folder may be long
             return
-        data = read_bytes(clip.path, limits)
-        info = probe(data, limits, name=clip.path)
+        info = probe(stored.data, limits, name=stored.where)
         found.update(
             fps=round(info.fps, 3),
             width=info.width,
@@ -219,9 +230,9 @@ class _Task:
             codec=info.codec,
             warnings=list(info.warnings),
         )
-        read_frames(data, ends, limits, start=clip.start, end=clip.end, name=clip.path)
+        stored.read(ends, limits)
         if self.full_decode:
-            counted = count_frames(data, limits, name=clip.path)
+            counted = count_frames(stored.data, limits, name=stored.where)
             if counted != info.num_frames:
                 found["warnings"].append(
                     f"{counted} frames decode, the packets promise {info.num_frames}"
@@ -234,22 +245,22 @@ def _kind(reason: str) -> str:
     return "no_video" if "no video stream" in reason else "corrupt"
 
 
-def summarise(manifest: Manifest, findings: list[dict]) -> dict:
+def summarise(source: Source, findings: list[dict]) -> dict:
     """Counts and distributions, ready for JSON."""
     problems = [
-        {"row": i, "path": manifest.name(i), "kind": found["problem"], "reason": found["reason"]}
+        {"row": i, "path": source.name(i), "kind": found["problem"], "reason": found["reason"]}
         for i, found in enumerate(findings)
         if found["problem"]
     ]
     warnings = [
-        {"row": i, "path": manifest.name(i), "warnings": found["warnings"]}
+        {"row": i, "path": source.name(i), "warnings": found["warnings"]}
         for i, found in enumerate(findings)
         if found.get("warnings")
     ]
     good = [found for found in findings if not found["problem"]]
     return {
-        "manifest_sha256": manifest.sha256,
-        "style": manifest.style,
+        "manifest_sha256": source.sha256,
+        "style": source.style,
         "videos": len(findings),
         "good": len(good),
         "problem_counts": dict(collections.Counter(p["kind"] for p in problems)),
@@ -260,8 +271,8 @@ def summarise(manifest: Manifest, findings: list[dict]) -> dict:
         "fps": _counts(f"{found['fps']:g}" for found in good if "fps" in found),
         "size": _counts(f"{f['width']}x{f['height']}" for f in good if "width" in f),
         "codec": _counts(found["codec"] for found in good if "codec" in found),
-        "num_classes": manifest.num_classes,
-        "classes": _classes(manifest, findings),
+        "num_classes": source.num_classes,
+        "classes": _classes(source, good),
     }
 
 
@@ -277,15 +288,10 @@ def _quantiles(found: list[dict], key: str) -> dict[str, float] | None:
     return dict(zip(names, np.percentile(values, points).round(3).tolist(), strict=True))
 
 
-def _classes(manifest: Manifest, findings: list[dict]) -> dict[str, int]:
+def _classes(source: Source, good: list[dict]) -> dict[str, int]:
     """Good videos per class, by name if there are names; also the classes that have none."""
-    good = [
-        label
-        for label, f in zip(manifest.labels.tolist(), findings, strict=True)
-        if not f["problem"]
-    ]
-    counts = collections.Counter(good)
-    names = manifest.class_names or tuple(map(str, range(manifest.num_classes)))
+    counts = collections.Counter(found["label"] for found in good)
+    names = source.class_names or tuple(map(str, range(source.num_classes)))
     result = {name: counts[i] for i, name in enumerate(names)}
     return result | ({"no label": counts[-1]} if counts[-1] else {})
 
@@ -367,7 +373,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--manifest", required=True, help="list of videos")
-    parser.add_argument("--root", required=True, help="folder that its paths are relative to")
+    parser.add_argument(
+        "--root", default="", help="folder that its paths are relative to (default: its own)"
+    )
     parser.add_argument(
         "--style", default="auto", choices=("auto", *STYLES), help="of the list (default: auto)"
     )
