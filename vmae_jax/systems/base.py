@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from vmae_jax.models.stack import gathered
 from vmae_jax.ops.losses import Ratio
 
 Params = Any
@@ -69,11 +70,14 @@ def clip_keys(key: jax.Array, step: jax.Array, index: jax.Array) -> jax.Array:
 def compute_copy(params: Params, dtype: str) -> Params:
     """Casts the matrices of `params` to the compute dtype; vectors keep float32.
 
-    Done once per step, before any gather across devices, so that half the bytes travel.
+    Done once per step, before any gather across devices, so that half the bytes travel. Matrices
+    outside of stacks are gathered here; those of a stack, layer by layer, where it runs.
     """
 
     def cast(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        is_matrix = getattr(path[-1], "key", None) == "kernel"
-        return leaf.astype(dtype) if is_matrix else leaf
+        names = [getattr(part, "key", None) for part in path]
+        if names[-1] != "kernel":
+            return leaf
+        return leaf.astype(dtype) if "blocks" in names else gathered(leaf.astype(dtype))
 
     return jax.tree_util.tree_map_with_path(cast, params)
