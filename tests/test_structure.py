@@ -18,6 +18,7 @@ ROWS = {
     "errors": 0,
     "variants": 0,
     "chips": 0,
+    "distributed": 0,
     "ops": 0,
     "models": 1,
     "data": 1,
@@ -35,6 +36,7 @@ ALLOWED_BESIDE = {
     ("config", "ops"),
     ("config", "errors"),
     ("config", "variants"),
+    ("distributed", "errors"),
     ("main", "assemble"),
     ("tools", "assemble"),
 }
