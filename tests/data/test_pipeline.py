@@ -77,7 +77,8 @@ def test_a_batch_holds_what_is_promised(videos):
     np.testing.assert_array_equal(index, np.arange(12))
     np.testing.assert_array_equal(label, (batch.records % 3).repeat(3))
     assert batch.names() == [f"v{i}.mp4" for i in batch.records]
-    assert batch.failures == [] and batch.decode_s > 0
+    assert batch.failures == [] and batch.decode_s.shape == (4,) and batch.decode_s.min() > 0
+    assert batch.worker.tolist() == [0] * 4
 
 
 def test_a_batch_equals_the_same_steps_done_by_hand(videos):
@@ -108,7 +109,9 @@ def test_index_is_the_place_in_the_epoch_and_epochs_differ(videos):
 def test_workers_do_not_change_batches(videos):
     base = take(options(videos, repeats=2), 5)
     assert_same(base, take(options(videos, repeats=2, workers=1, worker_videos=4), 5))
-    assert_same(base, take(options(videos, repeats=2, workers=4, worker_videos=2), 5))
+    spread = take(options(videos, repeats=2, workers=4, worker_videos=2), 5)
+    assert_same(base, spread)
+    assert [b.worker.tolist() for b in spread[:3]] == [[0, 0, 1, 1], [2, 2, 3, 3], [0, 0, 1, 1]]
 
 
 @pytest.mark.parametrize("count", [2, 4])

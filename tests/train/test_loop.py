@@ -67,6 +67,8 @@ class Counting:
         return types.SimpleNamespace(
             arrays={"video": value, "index": np.arange(CLIPS, dtype=np.int32)},
             failures=[],
+            decode_s=np.full(CLIPS, 0.5),
+            worker=np.arange(CLIPS) % 2,
             names=lambda: [f"{value[0]}.mp4"],
         )
 

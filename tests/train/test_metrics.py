@@ -26,6 +26,14 @@ def test_rows_after_the_checkpoint_and_cut_lines_are_dropped_on_resume(tmp_path,
     assert list((tmp_path / "tensorboard").iterdir())
 
 
+def test_decode_times_show_a_slow_video_and_a_slow_worker():
+    # Worker 0 spends 0.1 + 0.3 s, worker 2 spends 1.2 s, worker 1 took no part: mean 0.8.
+    row = metrics.decode_times(np.array([0.1, 1.2, 0.3]), np.array([0, 2, 0]))
+    assert row == pytest.approx(
+        {"decode_ms": 1600 / 3, "decode_ms_max": 1200.0, "worker_imbalance": 1.5}
+    )
+
+
 def test_rates_by_hand(monkeypatch):
     clock = iter([0.0, 10.0, 10.0])  # made, row, restarted by row
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock))

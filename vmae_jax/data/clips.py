@@ -157,6 +157,7 @@ class LoadClips:
         )
         element = self._load(positions[row], guard)
         element["decode_s"] = np.float64(time.perf_counter() - began)
+        element["worker"] = np.int64(guard.worker)
         return element
 
     def _load(self, position: int, guard: guards.Guard) -> dict[str, np.ndarray]:

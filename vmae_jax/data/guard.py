@@ -46,7 +46,11 @@ class Notice:
 
 
 class Guard:
-    """Belongs to one decoding process: its notice and its watching thread."""
+    """Belongs to one decoding process: its notice and its watching thread.
+
+    Attributes:
+      worker: its number.
+    """
 
     def __init__(self, folder: Path, worker: int, *, clip_limit_s: float, parent: int | None):
         """
@@ -64,6 +68,7 @@ class Guard:
         self._limit_s, self._parent = clip_limit_s, parent
         self._began, self._clip = 0.0, ""
         self._closed = threading.Event()
+        self.worker = worker
         self._write()
         threading.Thread(target=self._watch, daemon=True, name="clip-guard").start()
 

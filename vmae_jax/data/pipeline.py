@@ -87,13 +87,15 @@ class HostBatch:
       arrays: "video" uint8 [b * R, T, H, W, C], "index" int32 [b * R], "label" int32 [b * R].
       records: int64 [b], records of the source that were used, replacements included.
       failures: videos that were replaced in this batch.
-      decode_s: seconds spent on its videos, summed over them (not the time waited).
+      decode_s: float64 [b], seconds from reading a video to its last crop.
+      worker: int64 [b], which worker made it.
     """
 
     arrays: dict[str, np.ndarray]
     records: np.ndarray
     failures: list[Failure]
-    decode_s: float
+    decode_s: np.ndarray
+    worker: np.ndarray
     _source: Source = field(repr=False)
 
     def names(self) -> list[str]:
@@ -331,7 +333,8 @@ class ClipPipeline:
             arrays=merged,
             records=arrays["record"],
             failures=self._failures(arrays["failed_record"], arrays["failed_reason"]),
-            decode_s=float(arrays["decode_s"].sum()),
+            decode_s=arrays["decode_s"],
+            worker=arrays["worker"],
             _source=self._source,
         )
 

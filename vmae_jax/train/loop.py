@@ -425,12 +425,16 @@ class _Interval:
         self.decode_failures = decode_failures  # of the whole process, not of the interval
         self._values: list[Any] = []
         self._clips: list[list[str]] = []
+        self._decode_s: list[np.ndarray] = []
+        self._worker: list[np.ndarray] = []
 
     def add(self, step: int, values: dict[str, jax.Array], host: Any) -> None:
         self.steps.append(step)
         self.decode_failures += len(host.failures)
         self._values.append(values)
         self._clips.append(host.names())
+        self._decode_s.append(host.decode_s)
+        self._worker.append(host.worker)
 
     def fetch(self) -> dict[str, float]:
         """Reads all values at once: averages over the good updates, or the latest of a counter."""
@@ -449,7 +453,9 @@ class _Interval:
         # Which clips they were, in which order: two runs that saw the same agree in it.
         row["clips_crc32"] = float(zlib.crc32(json.dumps(self._clips).encode()))
         row["decode_failures"] = float(self.decode_failures)
-        return row
+        return row | metrics_lib.decode_times(
+            np.concatenate(self._decode_s), np.concatenate(self._worker)
+        )
 
     def report_skipped(self, workdir: str) -> None:
         """Writes down the clips of updates that were skipped; call after `fetch`."""

@@ -163,6 +163,27 @@ def _open_wandb(project: str, folder: pathlib.Path, config: Mapping[str, Any] | 
     )
 
 
+def decode_times(seconds: np.ndarray, worker: np.ndarray) -> dict[str, float]:
+    """Metrics that show slow videos and slow workers, of this process's videos.
+
+    Args:
+      seconds: float [n], spent on each video.
+      worker: int [n], which worker made it.
+
+    Returns:
+      decode_ms, decode_ms_max: per video, mean and slowest; worker_imbalance: time that the busiest
+      worker spent, over the mean of all (1: even). Batches come from the workers in turn, so the
+      slowest sets the pace of all.
+    """
+    busy = np.bincount(worker, weights=seconds)
+    busy = busy[np.bincount(worker) > 0]
+    return {
+        "decode_ms": 1e3 * float(seconds.mean()),
+        "decode_ms_max": 1e3 * float(seconds.max()),
+        "worker_imbalance": float(busy.max() / busy.mean()) if busy.any() else 1.0,
+    }
+
+
 class Throughput:
     """Turns step counts and waits since the last log into rates."""
 
