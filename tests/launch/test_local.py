@@ -198,10 +198,3 @@ def test_a_second_signal_kills(started):
     output, _ = script.communicate(timeout=60)
     assert script.returncode == 137
     assert "killing all processes" in output
-
-
-def test_help_is_the_comment_at_the_head(launch):
-    result = launch("local.sh", "--help")
-    assert result.returncode == 0
-    assert result.stdout.startswith("Runs one training as several processes on this machine")
-    assert "#" not in result.stdout
