@@ -1,9 +1,11 @@
 """Mesh and layouts: one table says where every parameter lives."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -24,23 +26,33 @@ SHARDING_RULES = (
 )
 
 
-def make_mesh(fsdp: int, devices: list[jax.Device] | None = None) -> Mesh:
-    """Mesh `("data", "fsdp")` over all devices.
+def make_mesh(fsdp: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Mesh `("data", "fsdp")` over all devices; parameters are never shared across slices.
 
     Args:
       fsdp: wanted number of devices that share one copy of the parameters. The degree in force is
-        its greatest common divisor with the number of devices.
+        its greatest common divisor with the number of devices of a slice.
       devices: default: all devices of all processes.
     """
-    devices = jax.devices() if devices is None else devices
-    degree = math.gcd(fsdp, len(devices))
-    # jax.make_mesh defaults to Explicit axes, under which reshapes of sharded batches are refused.
-    return jax.make_mesh(
-        (len(devices) // degree, degree),
-        BATCH_AXES,
-        axis_types=(AxisType.Auto, AxisType.Auto),
-        devices=devices,
-    )
+    devices = list(jax.devices() if devices is None else devices)
+    # Between slices of a pod, or nodes of GPUs, runs the slower network: data parallel only.
+    slices = len({getattr(device, "slice_index", None) for device in devices})
+    degree = fsdp_degree(fsdp, len(devices), slices)
+    shape = (len(devices) // slices // degree, degree)
+    # Without the permission to split a physical axis, 8 of a 4 x 4 x 4 torus is refused.
+    if slices == 1:
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        grid = mesh_utils.create_hybrid_device_mesh(
+            shape, (slices, 1), devices, allow_split_physical_axes=True
+        )
+    # Auto: under Explicit axes, reshapes of sharded batches are refused.
+    return Mesh(grid, BATCH_AXES, axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def fsdp_degree(fsdp: int, num_devices: int, slices: int = 1) -> int:
+    """Devices that share one copy of the parameters, of `num_devices` in equal slices."""
+    return math.gcd(fsdp, num_devices // slices)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
