@@ -61,7 +61,8 @@ EXTRAS = {
     # NVIDIA, CUDA libraries included. CUDA 13 needs driver 580 or newer; older drivers take cuda12.
     "cuda": ["jax[cuda13]"],
     "cuda12": ["jax[cuda12]"],
-    "tpu": ["jax[tpu]"],
+    # What TPUs read lies in Google's buckets.
+    "tpu": ["jax[tpu]", "gcsfs>=2025.3"],
     "test": TEST,
     # Reads released PyTorch files, in a process of its own. Before 2.6, weights_only was unsafe.
     "convert": ["torch>=2.6"],

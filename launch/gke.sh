@@ -34,10 +34,11 @@ require_program kubectl "it comes with the Google Cloud CLI"
 
 # The arguments as a YAML list of single-quoted words, in which Kubernetes sees no $(variables).
 arguments=()
+single="'" double="''"
 for word in --platform=tpu "${MAIN_ARGS[@]}"; do
     [[ $word != *$'\n'* ]] || die "an argument holds a line break: $word"
     word=${word//"\$("/"\$\$("}
-    arguments+=("- '${word//\'/\'\'}'")
+    arguments+=("- '${word//$single/$double}'")
 done
 indent=$'\n                    '
 printf -v list "%s$indent" "${arguments[@]}"

@@ -24,10 +24,10 @@ usage() { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; }
 
 # Prints a command so that it can be pasted into a shell; words that need no quotes get none.
 quote() {
-    local word line=
+    local word line='' single="'" escaped="'\\''"
     for word; do
         case $word in
-            '' | *[!A-Za-z0-9_@%+=:,./-]*) word="'${word//\'/\'\\\'\'}'" ;;
+            '' | *[!A-Za-z0-9_@%+=:,./-]*) word="'${word//$single/$escaped}'" ;;
         esac
         line+="${line:+ }$word"
     done
@@ -110,11 +110,17 @@ require_numbers() {
     done
 }
 
+# Stops unless --config and --workdir are among the arguments of vmae_jax.main.
 require_main_args() {
-    local flag
+    local flag word previous=''
     for flag in config workdir; do
         [[ " ${MAIN_ARGS[*]-}" == *" --$flag"[=\ ]* ]] ||
             die "--$flag is missing from the arguments of vmae_jax.main: $SCRIPT ... -- --config=FILE --workdir=DIR"
+    done
+    for word in "${MAIN_ARGS[@]}"; do
+        [[ $word != --workdir=*://* && "$previous $word" != "--workdir "*://* ]] ||
+            die "$word: the workdir is a folder; mount the bucket, or a file server, on all hosts"
+        previous=$word
     done
 }
 
@@ -124,7 +130,9 @@ require_program() {
         die "$1 is not installed or not in PATH: $2. With --dry_run the commands are only printed."
 }
 
-HOST_FOLDER=/srv/vmae_jax # of the repository on TPU hosts
+# For the scripts that use Google's TPU hosts.
+
+HOST_FOLDER=/srv/vmae_jax # of the repository, there
 
 # archive COMMIT: packs the repository at a commit; sets COMMIT and ARCHIVE.
 archive() {

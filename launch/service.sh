@@ -45,6 +45,8 @@ start() {
         --property=Restart=on-failure --property=RestartSec=30
         --property=StartLimitIntervalSec=3600 --property=StartLimitBurst=10
         --property=RemainAfterExit=yes
+        # At shutdown the run saves before its disks and the network go.
+        --property=After=network-online.target --property=After=remote-fs.target
         # A TPU's driver pins memory; services may pin next to none by default.
         --property=LimitMEMLOCK=infinity --property=LimitNOFILE=1048576
         "--property=StandardOutput=append:$log" "--property=StandardError=append:$log"

@@ -39,7 +39,9 @@ def launch(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
     `launch(script, *arguments, **environment)`; what `programs` made comes first in PATH.
     """
 
-    def run(script: str | Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    def run(
+        script: str | Path, *arguments: str, timeout: float = 60, **environment: str
+    ) -> subprocess.CompletedProcess:
         variables = {
             "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
             "HOME": str(tmp_path),
@@ -51,7 +53,7 @@ def launch(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
             env=variables | environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=timeout,
         )
 
     return run

@@ -5,6 +5,7 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ case $act.$id in
     dies.1 | dies_stubborn.1) exit 7 ;;
     mistake.*) echo "ran" >>"$workdir/runs"; exit 1 ;;
     dies_once.1) echo "ran" >>"$workdir/runs"; (($(wc -l <"$workdir/runs") > 1)) || exit 137 ;;
-    dies_once.0) (($(cat "$workdir/runs" | wc -l) > 1)) || wait_long ;;
+    dies_once.0) until grep -qz 'ran.*ran' "$workdir/runs"; do sleep 0.05; done ;;
     *) wait_long ;;
 esac
 """
@@ -91,6 +92,8 @@ def test_gpus_are_dealt_out_in_the_order_given(launch):
         (["--config=a"], "--config=a is not an option"),
         (["run"], "'run' is out of place"),
         (["--", "--config=a"], "--workdir is missing from the arguments of vmae_jax.main"),
+        (["--", "--config=a", "--workdir=gs://b/c"], "the workdir is a folder; mount the bucket"),
+        (["--", "--config=a", "--workdir", "gs://b"], "gs://b: the workdir is a folder"),
         (["--gpus", "--", "--config=a", "--workdir=b"], "need as many GPUs"),
         (["--", "--config=a", "--workdir=b"], "no_such_python is not installed"),
     ],
@@ -198,3 +201,31 @@ def test_a_second_signal_kills(started):
     output, _ = script.communicate(timeout=60)
     assert script.returncode == 137
     assert "killing all processes" in output
+
+
+@pytest.mark.slow
+def test_a_real_training_of_two_processes(launch, tmp_path):
+    root = LOCAL.parents[1]
+    videos = tmp_path / "videos"
+    environment = {"PYTHON": sys.executable, "PYTHONPATH": str(root)}
+    subprocess.run(
+        [sys.executable, "-m", "vmae_jax.data.synthetic", f"--out={videos}", "--videos=8"],
+        env=environment | {"PATH": os.environ["PATH"]},
+        check=True,
+        timeout=300,
+    )
+    result = launch(
+        "local.sh",
+        *("--devices=2", "--", f"--config={root}/configs/demo.py:smoke"),
+        *(f"--workdir={tmp_path}/run", f"--config.data.manifest={videos}/train.csv"),
+        *("--config.train.batch_videos=2", "--config.train.steps=2", "--config.data.workers=0"),
+        "--config.data.size=(16,16)",
+        timeout=600,
+        XLA_FLAGS="--xla_backend_optimization_level=0",
+        **environment,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    for process in range(2):
+        assert re.search(rf"^\[{process}\] .*Done: step 2", result.stdout, re.MULTILINE)
+    assert "4 cpu device(s)" in result.stdout
+    assert (tmp_path / "run" / "metrics.jsonl").exists()
