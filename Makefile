@@ -27,6 +27,11 @@ ifeq ($(filter $(ACCEL),cpu cuda cuda12 tpu),)
 $(error ACCEL=$(ACCEL) is not known; choose one of cpu, cuda, cuda12, tpu)
 endif
 
+# The tests bring the TPU compiler; without this, JAX would look for a TPU and say that there is none.
+ifeq ($(ACCEL),cpu)
+export JAX_PLATFORMS ?= cpu
+endif
+
 .PHONY: help install demo demo-smoke test test-slow lint format lock clean
 .DEFAULT_GOAL := help
 
@@ -106,7 +111,7 @@ lock: | $(PY)
 	@$(VENV)/lock-tools/bin/pip --disable-pip-version-check install --quiet 'uv>=0.8'
 	@for version in $(VERSIONS); do \
 	    $(VENV)/lock-tools/bin/uv pip compile setup.py requirements/build.in --extra test --quiet \
-	        --python-version $$version --python-platform linux --generate-hashes \
+	        --python-version $$version --universal --generate-hashes \
 	        --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' $(UPGRADE) \
 	        -o requirements/cpu-py$$version.txt || exit 1; \
 	    echo "requirements/cpu-py$$version.txt"; \

@@ -51,6 +51,8 @@ REQUIRED = [
 ]
 
 TEST = [
+    # Brings the compiler of TPUs, which needs none: programs are compiled for absent ones.
+    "jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'",
     "hypothesis>=6.100",
     "pytest>=8.3",
     "pytest-xdist>=3.6",

@@ -26,6 +26,7 @@ ROWS = {
     "train": 3,
     "evals": 3,
     "convert": 3,
+    "planning": 4,
     "assemble": 4,
     "main": 4,
     "tools": 4,
@@ -39,6 +40,7 @@ ALLOWED_BESIDE = {
     ("distributed", "errors"),
     ("main", "assemble"),
     ("tools", "assemble"),
+    ("tools", "planning"),
 }
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 # library -> the files that may import it, as the start of a path below vmae_jax/

@@ -36,6 +36,7 @@ class System:
       macs: forward multiply-accumulates per clip, by part.
       train_flops: floating-point operations of one training step per clip (matmuls only, forward
         and backward, no rematerialisation).
+      choices: what "auto" fields of the config came to on the chip, in words for reports.
       init_frozen: `key -> frozen` for a tree that is never trained (a teacher), or None.
       reconstruct: `(params, batch, keys) -> {label: video}` with videos `[B, T, H, W, C]` float32
         in [0, 1], for systems whose predictions are pictures; else None.
@@ -49,6 +50,7 @@ class System:
     compute_dtype: str
     macs: Mapping[str, float]
     train_flops: float
+    choices: Mapping[str, str] = dataclasses.field(default_factory=dict)
     init_frozen: Callable[[jax.Array], Params] | None = None
     reconstruct: Callable[[Params, Batch, jax.Array], dict[str, jax.Array]] | None = None
 

@@ -120,6 +120,10 @@ def build(config: ConfigDict, chip: Chip) -> System:
         compute_dtype=config.model.dtype,
         macs=macs,
         train_flops=flops.training_flops(macs),
+        choices={
+            f"{stack} attention": stack_options(config.model, stack, chip).attention
+            for stack in ("encoder", "decoder")
+        },
         reconstruct=reconstruct,
     )
 

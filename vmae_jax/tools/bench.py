@@ -27,7 +27,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from vmae_jax import assemble, chips, systems
+from vmae_jax import assemble, systems
 from vmae_jax import config as config_lib
 from vmae_jax.data.pipeline import (
     ClipPipeline,
@@ -217,12 +217,11 @@ def _step_row(args: argparse.Namespace) -> dict[str, Any]:
     config_lib.validate(config)
     config_lib.check_devices(config, jax.device_count())
     row = bench_step(config, clips=args.clips, steps=args.steps, warmup=args.warmup)
-    decoder = systems.videomae.stack_options(config.model, "decoder", chips.local())
     settings = {
         "config": args.config,
         "clips": args.clips,
         "dtype": config.model.dtype,
-        "attention": decoder.attention,
+        **systems.build(config).choices,
         "remat": config.model.encoder.remat,
         "decoder_mask": "/".join(map(str, config.masking.decoder)),
     }
