@@ -46,6 +46,11 @@ def test_a_started_transfer_counts_what_it_moves_and_not_its_handles(program):
 
 def test_cycles_are_multiplied_by_the_loop(program):
     assert program.cycles == 5 * (100 + 20) + 7
+    assert program.cycles_by_scope(("encoder", "decoder")) == {
+        "encoder": 100,
+        "decoder": 0,
+        "other": 507,
+    }
 
 
 def test_dtypes_and_donation(program):

@@ -6,7 +6,7 @@ Works on the text of `jax.stages.Compiled.as_text()`, the scheduled HLO of one d
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 _DTYPE_BYTES = {
     **{"pred": 1, "s8": 1, "u8": 1, "f8e4m3fn": 1, "f8e5m2": 1},
@@ -163,6 +163,18 @@ class Program:
                 found = re.search(r'"estimated_cycles":"(\d+)"', instruction.rest)
                 if found:
                     yield instruction, int(found[1]) * times
+
+    def cycles_by_scope(self, scopes: Sequence[str]) -> dict[str, int]:
+        """The estimates, shared out by the `jax.named_scope` that an instruction came from.
+
+        What comes from none of `scopes`, or was made by the compiler, is under "other".
+        """
+        inside = re.compile(rf"\b({'|'.join(scopes)})\b")
+        cycles = dict.fromkeys((*scopes, "other"), 0)
+        for instruction, count in self.costs():
+            found = inside.search(instruction.source)
+            cycles[found[1] if found else "other"] += count
+        return cycles
 
     @property
     def dtypes(self) -> set[str]:

@@ -34,6 +34,8 @@ from vmae_jax.systems.base import System
 from vmae_jax.train.sharding import fsdp_degree, make_mesh
 
 _GIB = 2**30
+# jax.named_scope of the step's parts.
+_SCOPES = ("targets", "encoder", "decoder", "update")
 
 
 def plan(
@@ -146,7 +148,7 @@ def _program(step: ahead.Step) -> dict[str, Any]:
         "float64": "f64" in program.dtypes,
         "state_arrays": step.state_arrays,
         "donated": program.donated,
-        "estimated_cycles": program.cycles,
+        "estimated_cycles": program.cycles_by_scope(_SCOPES),
         "collectives": [dataclasses.asdict(c) for c in program.collectives],
     }
 
@@ -290,6 +292,8 @@ def _memory_rows(memory: dict[str, Any]) -> list[tuple[str, str]]:
 def _program_rows(program: dict[str, Any] | None) -> list[tuple[str, str]]:
     if program is None:
         return []
+    cycles, total = program["estimated_cycles"], sum(program["estimated_cycles"].values())
+    shares = ", ".join(f"{scope} {count / total:.0%}" for scope, count in cycles.items() if total)
     groups: dict[tuple[Any, ...], list[int]] = {}
     for c in program["collectives"]:
         groups.setdefault((c["times"], c["kind"], c["dtype"], c["group"]), []).append(c["bytes"])
@@ -301,6 +305,8 @@ def _program_rows(program: dict[str, Any] | None) -> list[tuple[str, str]]:
             f"{len(program['windowed_loops'])} windowed loops",
         ),
     ]
+    if total:
+        rows.append(("cycles", f"{total / 1e6:.0f} M by the compiler's model: {shares}"))
     for (times, kind, dtype, group), sizes in sorted(groups.items()):
         words = f"{len(sizes)} x {kind} {dtype} among {group}, {sum(sizes) / 2**20:.2f} MiB"
         rows.append(("transfers", words + (f", in each of {times} rounds" if times > 1 else "")))

@@ -43,7 +43,7 @@ def make_train_step(
     """
 
     def ratios(params: Any, frozen: Any, batch: Batch, keys: jax.Array):
-        with jax.named_scope("targets"):  # the compiled program is searched for it
+        with jax.named_scope("targets"):
             batch = jax.lax.stop_gradient(system.targets(frozen, batch, keys))
         loss, metrics = system.loss(compute_copy(params, system.compute_dtype), batch, keys, True)
         return loss.total, (loss.weight, {"loss": loss, **metrics})
