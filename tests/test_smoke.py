@@ -10,9 +10,19 @@ import pytest
 from PIL import Image
 
 from vmae_jax.data.synthetic import generate
+from vmae_jax.tools.bench import load_config
 
 ROOT = pathlib.Path(__file__).parents[1]
-CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.py"))
+
+
+def _recipes():
+    """All recipes; those whose network and masks an earlier one shares are marked slow."""
+    seen = set()
+    for path in sorted((ROOT / "configs").glob("*.py")):
+        config = load_config(f"{path}:smoke")
+        program = config.model.to_json(), config.masking.to_json()
+        yield pytest.param(path.stem, marks=[pytest.mark.slow] if program in seen else [])
+        seen.add(program)
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +32,7 @@ def videos(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", list(_recipes()))
 def test_smoke_of_every_config_trains_and_saves(name, videos, tmp_path):
     # Fewer steps than the miniature's own, to keep the default tests short.
     flags = ["--config.train.steps=3", "--config.data.workers=0"]
