@@ -62,7 +62,7 @@ def test_full_size_loss_and_gradient_trace(name):
     config = load(name)
     system = systems.build(config)
     batch = {
-        field: jax.ShapeDtypeStruct((4, *spec.shape), spec.dtype)
+        field: jax.ShapeDtypeStruct((4 // spec.clips, *spec.shape), spec.dtype)
         for field, spec in system.batch_spec.items()
     }
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 4))
@@ -151,6 +151,18 @@ def test_all_problems_are_reported_with_field_value_and_good_values():
     assert "width=768 is not a multiple of its 7 heads" in message
     assert "accumulate=3 does not divide the 1024 clips" in message
     assert "height=225 is not a positive multiple of 16" in message
+
+
+def test_videos_are_shared_evenly_where_their_clips_are_cut_on_the_device():
+    config = config_lib.pretrain_defaults()
+    config.train.batch_videos, config.data.repeats = 6, 4
+    config_lib.check_devices(config, 8)  # 24 clips
+    config.data.resize = "device"
+    with pytest.raises(config_lib.ConfigError, match=r"6 videos a step.*multiple of 8, e\.g\. 8"):
+        config_lib.check_devices(config, 8)
+    config.optim.accumulate = 4
+    with pytest.raises(config_lib.ConfigError, match=r"accumulate=4 does not divide the 6 videos"):
+        config_lib.validate(config)
 
 
 def test_fewer_videos_than_a_batch_is_an_error_with_the_number_to_set():

@@ -84,6 +84,13 @@ def pretrain_defaults() -> ConfigDict:
     config.data.size = (224, 224)  # height, width
     config.data.crop = "multi_scale"  # multi_scale | centre | none
     config.data.scales = (1.0, 0.875, 0.75, 0.66)
+    # Where crops are cut out and resized. host: by Pillow, as released. device: the host sends the
+    # frames of a video once, for all its crops, and two matrix products make each of them, within
+    # one level of 255 of Pillow. Saves host time, the more the more repeats.
+    config.data.resize = "host"
+    # Height and width of the frames sent to the device; what does not fit is shrunk first. Choose
+    # the size of your videos, e.g. (320, 568) for a short side of 320.
+    config.data.canvas = (256, 456)
     config.data.repeats = 1  # crops taken of each decoded video
     # Off: the released pretraining transform has no flip, though the paper lists one for K400.
     config.data.flip = False
@@ -307,16 +314,24 @@ def check_devices(config: ConfigDict, num_devices: int) -> None:
     Raises:
       ConfigError: it does not; names a batch that does.
     """
-    repeats, parts = config.data.repeats, config.optim.accumulate
-    clips = config.train.batch_videos * repeats
-    if clips % (num_devices * parts):
-        step = math.lcm(num_devices * parts, repeats) // repeats
+    parts, (rows, what) = config.optim.accumulate, _rows(config)
+    if rows % (num_devices * parts):
+        per_video = rows // config.train.batch_videos
+        step = math.lcm(num_devices * parts, per_video) // per_video
         good = math.ceil(config.train.batch_videos / step) * step
         raise ConfigError(
-            f"config.train.batch_videos={config.train.batch_videos} gives {clips} clips a step, "
+            f"config.train.batch_videos={config.train.batch_videos} gives {rows} {what} a step, "
             f"which {num_devices} devices x {parts} micro-batches cannot share evenly; set it to a "
             f"multiple of {step}, e.g. {good}"
         )
+
+
+def _rows(config: ConfigDict) -> tuple[int, str]:
+    """What a global batch can be split into, number and name: clips, but videos where the clips of
+    a video are cut on the device that has its frames."""
+    if config.data.resize == "device":
+        return config.train.batch_videos, "videos"
+    return config.train.batch_videos * config.data.repeats, "clips"
 
 
 def validate(config: ConfigDict) -> None:
@@ -337,11 +352,11 @@ def validate(config: ConfigDict) -> None:
                 f"config.model.{name}.width={part.width} is not a multiple of its "
                 f"{part.heads} heads"
             )
-    clips = config.train.batch_videos * config.data.repeats
-    if config.optim.accumulate > 0 and clips % config.optim.accumulate:
+    rows, what = _rows(config)
+    if config.optim.accumulate > 0 and rows % config.optim.accumulate:
         problems.append(
-            f"config.optim.accumulate={config.optim.accumulate} does not divide the {clips} clips "
-            "of a global batch (train.batch_videos x data.repeats)"
+            f"config.optim.accumulate={config.optim.accumulate} does not divide the {rows} {what} "
+            "of a global batch (train.batch_videos, for clips times data.repeats)"
         )
     for field in ("mean", "std"):
         if len(config.data[field]) != config.model.channels:
@@ -402,6 +417,7 @@ _CHECKS: tuple[_Check, ...] = (
     _one_of("data.style", "auto", "csv", "path_label", "path_start_total"),
     _one_of("data.sampling", "dense", "segments"),
     _one_of("data.crop", "multi_scale", "centre", "none"),
+    _one_of("data.resize", "host", "device"),
     _one_of("data.on_error", "skip", "raise"),
     _fraction("data.max_error_rate"),
     *(_positive(f"data.{field}") for field in ("clip_timeout_s", "stall_timeout_s")),
@@ -412,10 +428,9 @@ _CHECKS: tuple[_Check, ...] = (
     ("seed", lambda v: 0 <= v < 2**31, "must lie in [0, 2**31)"),
     *(_at_least(f"data.{field}", 1) for field in ("frames", "stride", "repeats")),
     _at_least("data.workers", -1),
-    (
-        "data.size",
-        lambda v: len(v) == 2 and min(v) > 0,
-        "must be (height, width) in pixels",
+    *(
+        (f"data.{field}", lambda v: len(v) == 2 and min(v) > 0, "must be (height, width) in pixels")
+        for field in ("size", "canvas")
     ),
     ("model.tubelet", lambda v: len(v) == 3 and min(v) > 0, "must be (frames, rows, columns)"),
     ("optim.betas", lambda v: len(v) == 2 and 0 <= min(v) <= max(v) < 1, "two numbers in [0, 1)"),

@@ -27,9 +27,10 @@ from vmae_jax.data.pipeline import (
     PipelineError,
     PipelineOptions,
     choose_frames,
-    crop_frames,
     read_clip,
+    take_crops,
 )
+from vmae_jax.data.transforms import Box, crop_resize
 from vmae_jax.data.video import VideoError, read_frames, write_video
 
 NUM_VIDEOS = 11
@@ -92,9 +93,8 @@ def test_a_batch_equals_the_same_steps_done_by_hand(videos):
         frames = read_frames(
             path, lambda n, r=rng, p=path: choose_frames(n, where=p, options=chosen, rng=r)
         )
-        for repeat in range(2):
-            want = crop_frames(frames, options=chosen, rng=rng)
-            np.testing.assert_array_equal(batch.arrays["video"][2 * row + repeat], want)
+        want = take_crops(frames, options=chosen, rng=rng)["video"]
+        np.testing.assert_array_equal(batch.arrays["video"][2 * row : 2 * row + 2], want)
 
 
 def test_index_is_the_place_in_the_epoch_and_epochs_differ(videos):
@@ -160,6 +160,7 @@ def test_a_late_start_costs_nothing(videos):
         ({"crop": "none"}, {}, "crop was 'multi_scale' and is 'none'"),
         ({"scales": (1.0,)}, {}, r"scales was .* and is \[1.0\]"),
         ({"channels": 1}, {}, "channels was 3 and is 1"),
+        ({"resize": "device"}, {}, r"resize was 'host' and is \['device', 256, 456\]"),
     ],
 )
 def test_another_order_is_refused_in_words(videos, changes, kwargs, fact):
@@ -181,6 +182,14 @@ def test_lists_from_a_file_are_taken_for_the_tuples_they_were(videos):
     assert ClipPipeline.check_state(saved, current) == 7
     as_tuples = current | {"size": (32, 32), "stride_overrides": (("v1", 3), ("v2", 1))}
     assert ClipPipeline.check_state(as_tuples, current) == 0
+
+
+def test_what_the_device_does_not_use_may_change_and_old_states_were_of_the_host(videos):
+    with ClipPipeline(options(videos), batch_videos=4, seed=3) as pipeline:
+        saved = pipeline.state()
+    del saved["resize"]  # as written before there was a choice
+    with ClipPipeline(options(videos, canvas=(9, 9)), batch_videos=4, seed=3) as pipeline:
+        assert ClipPipeline.check_state(saved, pipeline.state()) == 0
 
 
 def test_an_edited_manifest_is_refused(videos, tmp_path):
@@ -211,6 +220,26 @@ def test_grey_batches_are_the_luma_of_the_colour_ones(videos):
         np.testing.assert_array_equal(batch.records, other.records)
     with_workers = take(dataclasses.replace(plain, channels=1, workers=1), 2)
     assert_same(grey, with_workers)
+
+
+def test_for_the_device_a_video_travels_once_with_the_boxes_of_its_crops(videos):
+    """Pillow, given those boxes, makes the clips that the host would have sent."""
+    host = options(videos, repeats=3)
+    device = dataclasses.replace(host, resize="device", canvas=(52, 60))
+    for sent, want in zip(take(device, 2), take(host, 2), strict=True):
+        source, box = sent.arrays["source"], sent.arrays["box"]
+        assert source.shape == (4, 4, 52, 60, 3) and box.shape == (12, 4)
+        for clip, (top, left, height, width) in enumerate(box.astype(int).tolist()):
+            got = crop_resize(source[clip // 3], Box(left, top, width, height), (32, 32))
+            np.testing.assert_array_equal(got, want.arrays["video"][clip])
+        for key in ("index", "label"):
+            np.testing.assert_array_equal(sent.arrays[key], want.arrays[key])
+    assert_same(take(device, 2), take(dataclasses.replace(device, workers=1), 2))
+
+
+def test_grey_frames_travel_to_the_device_in_one_channel(videos):
+    sent = take(options(videos, repeats=2, channels=1, resize="device", canvas=(52, 60)), 1)[0]
+    assert sent.arrays["source"].shape == (4, 4, 52, 60, 1)
 
 
 def test_repeats_share_frames_but_not_crops(videos):
@@ -623,6 +652,8 @@ def test_a_forgotten_pipeline_is_closed_with_its_last_reference(videos):
     ("changes", "message"),
     [
         ({"crop": "center"}, "choose one of multi_scale, centre, none"),
+        ({"resize": "gpu"}, "choose one of host, device"),
+        ({"canvas": (256, 0)}, r"canvas must be \(height, width\)"),
         ({"sampling": "uniform"}, "dense, segments"),
         ({"on_error": "ignore"}, "raise, skip"),
         ({"frames": 0}, "frames must be positive"),

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from vmae_jax.ops.patches import patchify
-from vmae_jax.ops.preprocess import IMAGENET_MEAN, IMAGENET_STD, flip, normalise, unit_range
+from vmae_jax.ops.preprocess import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    draw_flips,
+    mirror,
+    normalise,
+    unit_range,
+)
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 4, 6, 8, 3), np.uint8)
 
@@ -33,17 +40,17 @@ def test_float_pixels_and_wrong_channels_are_refused():
 def test_each_clip_flips_by_its_own_key():
     video = jnp.asarray(PIXELS[:1].repeat(64, axis=0))
     keys = jax.random.split(jax.random.key(0), 64)
-    flipped = flip(video, keys, 0.5)
+    flipped = mirror(video, draw_flips(keys, 0.5))
     same = (flipped == video).all(axis=(1, 2, 3, 4))
     mirrored = (flipped == video[:, :, :, ::-1]).all(axis=(1, 2, 3, 4))
     assert (same ^ mirrored).all()
     assert 16 < mirrored.sum() < 48  # 4 standard deviations
-    np.testing.assert_array_equal(flip(video[5:9], keys[5:9], 0.5), flipped[5:9])
+    np.testing.assert_array_equal(draw_flips(keys[5:9], 0.5), draw_flips(keys, 0.5)[5:9])
 
 
 def test_flip_probabilities_at_the_ends():
     keys = jax.random.split(jax.random.key(0), 2)
-    np.testing.assert_array_equal(flip(jnp.asarray(PIXELS), keys, 0.0), PIXELS)
-    np.testing.assert_array_equal(flip(jnp.asarray(PIXELS), keys, 1.0), PIXELS[:, :, :, ::-1])
+    assert mirror(PIXELS, draw_flips(keys, 0.0)) is PIXELS
+    np.testing.assert_array_equal(mirror(PIXELS, draw_flips(keys, 1.0)), PIXELS[:, :, :, ::-1])
     with pytest.raises(ValueError, match=r"1\.5"):
-        flip(jnp.asarray(PIXELS), keys, 1.5)
+        draw_flips(keys, 1.5)

@@ -8,8 +8,10 @@ from jax.sharding import PartitionSpec as P
 
 from vmae_jax import config as config_lib
 from vmae_jax import systems
+from vmae_jax.ops.resize import resized_crops
 from vmae_jax.systems.base import clip_keys
 from vmae_jax.train import optim
+from vmae_jax.train.loop import check_batch
 from vmae_jax.train.sharding import batch_sharding, make_mesh, state_shardings
 from vmae_jax.train.state import make_init
 from vmae_jax.train.step import StepOptions, make_train_step
@@ -18,14 +20,14 @@ BATCH = 8
 
 
 @functools.cache
-def small_system():
+def small_system(**data):
     """V2 on a 4 x 4 x 4 grid: the number of loss tokens varies from clip to clip."""
     config = config_lib.pretrain_defaults()
     for stack, width in (("encoder", 32), ("decoder", 16)):
         config.model[stack].update(width=width, depth=2, heads=2, remat="none")
     config.model.tubelet = (2, 4, 4)
     config.model.dtype = "float32"
-    config.data.update(frames=8, size=(16, 16), flip=True)
+    config.data.update(frames=8, size=(16, 16), flip=True, **data)
     config.masking.encoder = ("random", 0.75)
     config.masking.decoder = ("running_cell", 0.5)
     config_lib.validate(config)
@@ -47,11 +49,10 @@ def new_state(ema=False):
     return jax.jit(make_init(small_system().init, tx(), ema=ema))(jax.random.key(0))
 
 
-def stepper(**options):
+def stepper(system=None, **options):
+    system = system or small_system()
     return jax.jit(
-        make_train_step(
-            small_system(), tx(), lambda step: jnp.float32(1e-2), StepOptions(**options)
-        )
+        make_train_step(system, tx(), lambda step: jnp.float32(1e-2), StepOptions(**options))
     )
 
 
@@ -73,6 +74,28 @@ def test_accumulated_micro_batches_equal_one_batch():
         assert_trees_close(parts.params, whole.params, atol=2e-6)
         np.testing.assert_allclose(other["loss"], metrics["loss"], rtol=1e-6)
         np.testing.assert_allclose(other["grad_norm"], metrics["grad_norm"], rtol=1e-5)
+
+
+def test_clips_cut_on_the_device_train_as_if_cut_on_the_host():
+    """Flips, keys and micro-batches go with the clips: 4 videos with 2 crops each."""
+    system = small_system(resize="device", canvas=(20, 24), repeats=2)
+    rng = np.random.default_rng(0)
+    corner, extent = rng.integers(0, 6, (BATCH, 2)), rng.integers(9, 15, (BATCH, 2))
+    batch = {
+        "source": rng.integers(0, 256, (BATCH // 2, 8, 20, 24, 3), np.uint8),
+        "box": np.concatenate([corner, extent], axis=1).astype(np.float32),
+        "index": clips()["index"],
+    }
+    check_batch(system, batch)
+    cut = resized_crops(batch["source"], jnp.asarray(batch["box"]), size=(16, 16))
+    whole, metrics = run(stepper(), new_state(), {"video": cut, "index": batch["index"]})
+    parts, other = run(stepper(system, accumulate=2), new_state(), batch)
+    assert_trees_close(parts.params, whole.params, atol=2e-6)
+    np.testing.assert_allclose(other["loss"], metrics["loss"], rtol=1e-6)
+    with pytest.raises(
+        ValueError, match=r"'source'\] of 8 clips is uint8 \(4, .* \(8, 8, 20, 24, 3"
+    ):
+        check_batch(small_system(resize="device", canvas=(20, 24), repeats=1), batch)
 
 
 def test_gradient_is_that_of_the_mean_over_all_loss_tokens():

@@ -26,6 +26,7 @@ CLOSED = "The pipeline is closed."
 
 SAMPLINGS = ("dense", "segments")
 CROPS = ("multi_scale", "centre", "none")
+RESIZES = ("host", "device")
 
 
 class PipelineError(UserError, RuntimeError):
@@ -49,6 +50,9 @@ class PipelineOptions:
       channels: 3 (RGB) or 1 (grey).
       crop: "multi_scale" (random), "centre" (largest centred box), "none" (whole frame, squeezed).
       scales: of the multi-scale crop.
+      resize: where crops are cut out and resized: "host" (Pillow), or "device", which gets one
+        source clip and the boxes of its crops.
+      canvas: (height, width) of the source clips that go to the device.
       repeats: crops drawn from one decoded stretch of frames; copies are adjacent in the batch.
       frame_templates: (regex, file name) pairs for folders of frames; see `folders`.
       on_error: "raise" stops at the first bad video; "skip" takes another, counted and logged.
@@ -77,6 +81,8 @@ class PipelineOptions:
     channels: int = 3
     crop: str = "multi_scale"
     scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
+    resize: str = "host"
+    canvas: tuple[int, int] = (256, 456)
     repeats: int = 1
     frame_templates: tuple[tuple[str, str], ...] = DEFAULT_TEMPLATES
     on_error: str = "raise"
@@ -96,6 +102,7 @@ class PipelineOptions:
         for name, choices in (
             ("sampling", SAMPLINGS),
             ("crop", CROPS),
+            ("resize", RESIZES),
             ("on_error", ("raise", "skip")),
         ):
             if getattr(self, name) not in choices:
@@ -108,8 +115,10 @@ class PipelineOptions:
         for name in ("workers", "worker_videos"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}.")
-        if len(self.size) != 2 or min(self.size) < 1:
-            raise ValueError(f"size must be (height, width), got {self.size}.")
+        for name in ("size", "canvas"):
+            value = getattr(self, name)
+            if len(value) != 2 or min(value) < 1:
+                raise ValueError(f"{name} must be (height, width), got {value}.")
         if self.channels not in (1, 3):
             raise ValueError(f"channels={self.channels}; choose 3 (RGB) or 1 (grey).")
         for pattern, stride in self.stride_overrides:
@@ -166,7 +175,7 @@ class LoadClips:
         failed_reason = np.zeros((_ATTEMPTS, _REASON_BYTES), np.uint8)
         for attempt in range(_ATTEMPTS):
             try:
-                video, label = self._clips(record, self.order.rng(position, attempt), guard)
+                pixels, label = self._clips(record, self.order.rng(position, attempt), guard)
                 break
             except VideoError as error:
                 if self.options.on_error == "raise":
@@ -182,7 +191,7 @@ class LoadClips:
             )
         repeats = self.options.repeats
         return {
-            "video": video,
+            **pixels,
             "index": (offset * repeats + np.arange(repeats)).astype(np.int32),
             "label": np.full(repeats, label, np.int32),
             "record": np.int64(record),
@@ -192,16 +201,15 @@ class LoadClips:
 
     def _clips(
         self, record: int, rng: np.random.Generator, guard: guards.Guard
-    ) -> tuple[np.ndarray, int]:
-        """Decodes once and crops `repeats` times: uint8 [R, T, H, W, C], and the label."""
+    ) -> tuple[dict[str, np.ndarray], int]:
+        """Decodes once and crops `repeats` times; the pixels for the batch, and the label."""
         options = dataclasses.replace(self.options, **self.source.overrides(record))
         where = self.source.where(record)
         with guard.clip(where):
             stored = self.source.fetch(record, options.limits)
             choose = functools.partial(choose_frames, where=where, options=options, rng=rng)
             frames = read_clip(stored, choose, options)
-            clips = [crop_frames(frames, options=options, rng=rng) for _ in range(options.repeats)]
-            return np.stack(clips), stored.label
+            return take_crops(frames, options=options, rng=rng), stored.label
 
 
 def read_clip(stored: StoredVideo, choose: Choose, options: PipelineOptions) -> np.ndarray:
@@ -245,17 +253,36 @@ def choose_frames(
     return sampling.dense_indices(num_frames, frames=options.frames, stride=stride, rng=rng)
 
 
-def crop_frames(
+def take_crops(
     frames: np.ndarray, *, options: PipelineOptions, rng: np.random.Generator
-) -> np.ndarray:
-    """Makes one clip of the wanted size from frames of one video."""
-    height, width = frames.shape[1:3]
+) -> dict[str, np.ndarray]:
+    """Makes the clips of one video from its frames, as far as that is done on the host.
+
+    Args:
+      frames: uint8 [T, H, W, C].
+      options: crop, size, repeats and where to resize count.
+      rng: of the video.
+
+    Returns:
+      {"video": uint8 [R, T, height, width, C]}; with `resize="device"`, of the same boxes,
+      {"source": uint8 [1, T, *canvas, C], "box": float32 [R, 4]}.
+    """
+    boxes = [draw_box(*frames.shape[1:3], options=options, rng=rng) for _ in range(options.repeats)]
+    if options.resize == "host":
+        clips = [transforms.crop_resize(frames, box, options.size) for box in boxes]
+        return {"video": np.stack(clips)}
+    source, places = transforms.lay_on_canvas(frames, boxes, options.canvas)
+    return {"source": source[None], "box": places}
+
+
+def draw_box(
+    height: int, width: int, *, options: PipelineOptions, rng: np.random.Generator
+) -> transforms.Box:
+    """Draws the place of one crop in frames of the given size, by the rule that options name."""
     if options.crop == "multi_scale":
-        box = transforms.multi_scale_crop_box(
+        return transforms.multi_scale_crop_box(
             height, width, size=options.size, scales=options.scales, rng=rng
         )
-    elif options.crop == "centre":
-        box = transforms.centre_crop_box(height, width, size=options.size)
-    else:
-        box = transforms.Box(0, 0, width, height)
-    return transforms.crop_resize(frames, box, options.size)
+    if options.crop == "centre":
+        return transforms.centre_crop_box(height, width, size=options.size)
+    return transforms.Box(0, 0, width, height)

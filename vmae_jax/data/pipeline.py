@@ -15,6 +15,7 @@ import contextlib
 import functools
 import gc
 import logging
+import math
 import multiprocessing
 import os
 import queue
@@ -39,8 +40,8 @@ from vmae_jax.data.clips import (
     PipelineError,
     PipelineOptions,
     choose_frames,
-    crop_frames,
     read_clip,
+    take_crops,
 )
 from vmae_jax.data.order import Order
 from vmae_jax.data.sources import Source
@@ -52,8 +53,8 @@ __all__ = [
     "PipelineError",
     "PipelineOptions",
     "choose_frames",
-    "crop_frames",
     "read_clip",
+    "take_crops",
 ]
 
 _log = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ _CLIP_FACTS = (
     *("frames", "stride", "stride_overrides", "sampling"),
     *("size", "crop", "scales", "channels"),
 )
+_BATCH_ARRAYS = {"video", "source", "box", "index", "label"}  # the others are about them
 _CHUNK_BYTES = 64 << 20  # of one message from a worker, when its size is left open
 
 
@@ -84,7 +86,9 @@ class HostBatch:
     """One process's part of a global batch.
 
     Attributes:
-      arrays: "video" uint8 [b * R, T, H, W, C], "index" int32 [b * R], "label" int32 [b * R].
+      arrays: "video" uint8 [b * R, T, H, W, C], "index" int32 [b * R], "label" int32 [b * R]; with
+        `resize="device"` in place of "video": "source" uint8 [b, T, *canvas, C] and "box" float32
+        [b * R, 4], top, left, height and width on the canvas.
       records: int64 [b], records of the source that were used, replacements included.
       failures: videos that were replaced in this batch.
       decode_s: float64 [b], seconds from reading a video to its last crop.
@@ -227,6 +231,7 @@ class ClipPipeline:
             "repeats": self._options.repeats,
             "seed": self._order.seed,
             "shuffle": self._order.shuffle,
+            "resize": _resize_fact(self._options),
             **clip_facts,
         }
 
@@ -241,6 +246,7 @@ class ClipPipeline:
           ValueError: the states belong to different orders or clips; the sentence says where they
             differ.
         """
+        saved = {"resize": "host", **saved}  # there was nothing else before it became a fact
         facts = [key for key in current if key != "batches"]
         differing = [key for key in facts if _plain(saved.get(key)) != _plain(current[key])]
         if differing:
@@ -327,7 +333,7 @@ class ClipPipeline:
                 arrays[key][i * self._chunk : (i + 1) * self._chunk] = part
         merged = {
             key: arrays[key].reshape(-1, *arrays[key].shape[2:])
-            for key in ("video", "index", "label")
+            for key in _BATCH_ARRAYS & arrays.keys()
         }
         return HostBatch(
             arrays=merged,
@@ -451,6 +457,11 @@ def _plain(value: Any) -> Any:
     return [_plain(part) for part in value] if isinstance(value, tuple | list) else value
 
 
+def _resize_fact(options: PipelineOptions) -> list[Any] | str:
+    """What of `resize` and `canvas` shows in the pixels."""
+    return ["device", *options.canvas] if options.resize == "device" else "host"
+
+
 def _chunk_videos(options: PipelineOptions, local_videos: int) -> int:
     """Videos in one message from a worker; the batch is put together from several."""
     if options.worker_videos:
@@ -460,7 +471,9 @@ def _chunk_videos(options: PipelineOptions, local_videos: int) -> int:
                 "of a batch that this process reads."
             )
         return options.worker_videos
-    pixels = options.repeats * options.frames * options.size[0] * options.size[1]
+    pixels = options.frames * math.prod(options.canvas)
+    if options.resize == "host":
+        pixels = options.repeats * options.frames * math.prod(options.size)
     most = max(1, _CHUNK_BYTES // (pixels * options.channels))
     return max(d for d in range(1, local_videos + 1) if local_videos % d == 0 and d <= most)
 

@@ -1,10 +1,12 @@
 """Crops on the host: choose a box as the released loaders do, cut it out, resize it.
 
-Frames stay uint8. Flip and normalisation happen on the device (`ops/preprocess`).
+Or leave cutting and resizing to the device (`ops/resize`) and lay the frames on a canvas of fixed
+size. Frames stay uint8. Flip and normalisation happen on the device (`ops/preprocess`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -82,11 +84,42 @@ def crop_resize(frames: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarr
     Returns:
       uint8 [T, height, width, C].
     """
-    cut = _cut(frames, box)
-    if (box.height, box.width) == tuple(size):
-        return cut
+    return np.ascontiguousarray(_resize(_cut(frames, box), size))
+
+
+def lay_on_canvas(
+    frames: np.ndarray, boxes: Sequence[Box], canvas: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Brings what the boxes show of some frames to a fixed size, for the device to cut from.
+
+    That part lies at the top left of the canvas as it is. Where a side of it is too long for the
+    canvas, this side is shrunk as `crop_resize` would shrink it.
+
+    Args:
+      frames: uint8 [T, H, W, C], C 3 or 1.
+      boxes: of the crops; parts outside the frame are black.
+      canvas: (height, width).
+
+    Returns:
+      uint8 [T, height, width, C]; float32 [R, 4]: top, left, height, width of the boxes on it.
+    """
+    top, left = min(box.top for box in boxes), min(box.left for box in boxes)
+    bottom = max(box.top + box.height for box in boxes)
+    right = max(box.left + box.width for box in boxes)
+    shown = Box(left, top, right - left, bottom - top)
+    height, width = min(shown.height, canvas[0]), min(shown.width, canvas[1])
+    laid = np.zeros((len(frames), *canvas, frames.shape[-1]), np.uint8)
+    laid[:, :height, :width] = _resize(_cut(frames, shown), (height, width))
+    places = np.array([(b.top - top, b.left - left, b.height, b.width) for b in boxes], np.float32)
+    zoom = height / shown.height, width / shown.width
+    return laid, places * np.array([*zoom, *zoom], np.float32)
+
+
+def _resize(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    if frames.shape[1:3] == tuple(size):
+        return frames
     out = np.empty((len(frames), *size, frames.shape[-1]), np.uint8)
-    for i, frame in enumerate(cut):
+    for i, frame in enumerate(frames):
         picture = _picture(frame).resize((size[1], size[0]), Image.Resampling.BILINEAR)
         out[i] = np.asarray(picture).reshape(out[i].shape)
     return out
@@ -114,7 +147,7 @@ def _cut(frames: np.ndarray, box: Box) -> np.ndarray:
     bottom, right = min(box.top + box.height, height), min(box.left + box.width, width)
     inside = frames[:, top:bottom, left:right]
     if inside.shape[1:3] == (box.height, box.width):
-        return np.ascontiguousarray(inside)
+        return inside
     out = np.zeros((len(frames), box.height, box.width, frames.shape[-1]), np.uint8)
     out[:, top - box.top : bottom - box.top, left - box.left : right - box.left] = inside
     return out

@@ -41,17 +41,33 @@ def normalise(patches: jax.Array, *, mean: Sequence[float], std: Sequence[float]
     return (unit_range(patches) - mean_row) / std_row
 
 
-def flip(video: jax.Array, keys: jax.Array, prob: float) -> jax.Array:
-    """Mirrors whole clips left to right, each decided by its own key.
+def draw_flips(keys: jax.Array, prob: float) -> jax.Array | None:
+    """Decides for each clip by its own key whether it is mirrored.
 
     Args:
-      video: [B, T, H, W, C], any dtype.
       keys: typed PRNG keys [B].
-      prob: probability of a flip; 0 returns the input.
+      prob: probability of a flip.
+
+    Returns:
+      bool [B]; None where the probability is 0, so that nothing is computed.
+
+    Raises:
+      ValueError: not a probability.
     """
     if not 0.0 <= prob <= 1.0:
         raise ValueError(f"a flip probability lies in [0, 1], got {prob}")
     if prob == 0.0:
+        return None
+    return jax.vmap(lambda key: jax.random.bernoulli(key, prob))(keys)
+
+
+def mirror(video: jax.Array, mirrored: jax.Array | None) -> jax.Array:
+    """Shows clips left to right.
+
+    Args:
+      video: [B, T, H, W, C], any dtype.
+      mirrored: bool [B], which ones; None: none.
+    """
+    if mirrored is None:
         return video
-    flipped = jax.vmap(lambda key: jax.random.bernoulli(key, prob))(keys)
-    return jnp.where(flipped[:, None, None, None, None], video[:, :, :, ::-1], video)
+    return jnp.where(mirrored[:, None, None, None, None], video[:, :, :, ::-1], video)

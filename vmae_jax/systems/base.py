@@ -15,10 +15,17 @@ Batch = Mapping[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class ArraySpec:
-    """Shape without the batch axis, and dtype, of one array of a batch."""
+    """One array of a batch.
+
+    Attributes:
+      shape: without the leading axis.
+      dtype: by name.
+      clips: clips that one row serves; a batch of B clips has B / clips rows of it.
+    """
 
     shape: tuple[int, ...]
     dtype: str
+    clips: int = 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,8 @@ from vmae_jax.ops import masking
 from vmae_jax.ops.attention import choose_attention
 from vmae_jax.ops.losses import Ratio, masked_mse, pixel_targets
 from vmae_jax.ops.patches import patchify, unpatchify
-from vmae_jax.ops.preprocess import flip, normalise, unit_range
+from vmae_jax.ops.preprocess import draw_flips, mirror, normalise, unit_range
+from vmae_jax.ops.resize import resized_crops
 from vmae_jax.ops.tokens import gather, scatter
 from vmae_jax.systems.base import ArraySpec, Batch, Params, System
 from vmae_jax.variants import StackSpec
@@ -48,7 +49,9 @@ def build(config: ConfigDict, chip: Chip) -> System:
         masks = masking.pretraining_masks(
             keys, grid=counts.grid, encoder=config.masking.encoder, decoder=config.masking.decoder
         )
-        patches = patchify(flipped(batch["video"], keys), tubelet)
+        flip_keys = jax.vmap(lambda key: jax.random.fold_in(key, 2))(keys)
+        mirrored = draw_flips(flip_keys, 0.5 if config.data.flip else 0.0)
+        patches = patchify(clips(batch, mirrored), tubelet)
         visible = gather(patches, masks.visible_idx)
         hidden = unit_range(gather(patches, masks.target_idx))
         return {
@@ -61,9 +64,13 @@ def build(config: ConfigDict, chip: Chip) -> System:
             "weight": masks.weight,
         }
 
-    def flipped(video: jax.Array, keys: jax.Array) -> jax.Array:
-        flip_keys = jax.vmap(lambda key: jax.random.fold_in(key, 2))(keys)
-        return flip(video, flip_keys, 0.5 if config.data.flip else 0.0)
+    def clips(batch: Batch, mirrored: jax.Array | None = None) -> jax.Array:
+        """The clips as uint8 [B, T, H, W, C], cut out here where the host left that open."""
+        if config.data.resize == "host":
+            return mirror(batch["video"], mirrored)
+        return resized_crops(
+            batch["source"], batch["box"], size=config.data.size, mirrored=mirrored
+        )
 
     def loss(
         params: Params, batch: Batch, keys: jax.Array, train: bool
@@ -82,7 +89,7 @@ def build(config: ConfigDict, chip: Chip) -> System:
     def reconstruct(params: Params, batch: Batch, keys: jax.Array) -> dict[str, jax.Array]:
         """Videos to look at; every hidden token is predicted, whatever the decoder mask."""
         masks = masking.pretraining_masks(keys, grid=counts.grid, encoder=config.masking.encoder)
-        patches = patchify(batch["video"], tubelet)
+        patches = patchify(clips(batch), tubelet)
         visible = normalise(
             gather(patches, masks.visible_idx), mean=config.data.mean, std=config.data.std
         )
@@ -110,13 +117,12 @@ def build(config: ConfigDict, chip: Chip) -> System:
             ),
         }
 
-    size = (config.data.frames, *config.data.size, channels)
     return System(
         name=config.system,
         init=network.init,
         targets=targets,
         loss=loss,
-        batch_spec={"video": ArraySpec(size, "uint8"), "index": ArraySpec((), "int32")},
+        batch_spec=_batch_spec(config),
         compute_dtype=config.model.dtype,
         macs=macs,
         train_flops=flops.training_flops(macs),
@@ -126,6 +132,15 @@ def build(config: ConfigDict, chip: Chip) -> System:
         },
         reconstruct=reconstruct,
     )
+
+
+def _batch_spec(config: ConfigDict) -> dict[str, ArraySpec]:
+    frames, channels = config.data.frames, config.model.channels
+    index = {"index": ArraySpec((), "int32")}
+    if config.data.resize == "host":
+        return {"video": ArraySpec((frames, *config.data.size, channels), "uint8"), **index}
+    source = ArraySpec((frames, *config.data.canvas, channels), "uint8", config.data.repeats)
+    return {"source": source, "box": ArraySpec((4,), "float32"), **index}
 
 
 def make_network(config: ConfigDict, chip: Chip) -> Functional:

@@ -33,8 +33,8 @@ from vmae_jax.data.pipeline import (
     ClipPipeline,
     PipelineOptions,
     choose_frames,
-    crop_frames,
     read_clip,
+    take_crops,
 )
 from vmae_jax.systems.base import System
 from vmae_jax.train import metrics
@@ -122,8 +122,11 @@ def _random_batch(system: System, clips: int, rng: np.random.Generator) -> dict[
     for name, spec in system.batch_spec.items():
         if name == "index":
             batch[name] = np.arange(clips, dtype=spec.dtype)
+        elif name == "box":
+            whole = [0, 0, *system.batch_spec["source"].shape[1:3]]
+            batch[name] = np.tile(np.array(whole, spec.dtype), (clips, 1))
         else:
-            batch[name] = rng.integers(0, 256, (clips, *spec.shape)).astype(spec.dtype)
+            batch[name] = rng.integers(0, 256, (clips // spec.clips, *spec.shape), spec.dtype)
     return batch
 
 
@@ -181,8 +184,7 @@ def _time_stages(options: PipelineOptions, videos: int) -> dict[str, float]:
         times.append(time.perf_counter())
         frames = read_clip(stored, choose, options)
         times.append(time.perf_counter())
-        for _ in range(options.repeats):
-            crop_frames(frames, options=options, rng=rng)
+        take_crops(frames, options=options, rng=rng)
         times.append(time.perf_counter())
         for name, seconds in zip(totals, np.diff(times), strict=True):
             totals[name] += float(seconds)

@@ -47,6 +47,8 @@ def reconstruct(
     Returns:
       ({label: uint8 [B, T, H, W, C]}, names of the B clips).
     """
+    config = config.copy_and_resolve_references().unlock()
+    config.data.resize = "host"  # whatever the run does: single clips, of any size
     system = systems.build(config)
     params = jax.eval_shape(system.init, jax.random.key(0))
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

@@ -320,11 +320,11 @@ class Trainer:
 
     def _first_clips(self, arrays: Mapping[str, jax.Array], videos: int) -> dict[str, jax.Array]:
         """One clip of each of the first few videos, on all devices: drawn in every picture."""
-        repeats = arrays["index"].shape[0] // videos
 
         @functools.partial(jax.jit, out_shardings=NamedSharding(self._mesh, P()))
         def pick(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-            return {name: x[::repeats][:_CLIPS_PICTURED] for name, x in batch.items()}
+            steps = {name: x.shape[0] // videos for name, x in batch.items()}
+            return {name: x[:: steps[name]][:_CLIPS_PICTURED] for name, x in batch.items()}
 
         return pick(dict(arrays))
 
@@ -382,14 +382,16 @@ def check_batch(system: System, arrays: Mapping[str, Any]) -> None:
     Raises:
       ValueError: a missing array, or another shape or dtype.
     """
+    clips = arrays["index"].shape[0]
     for name, spec in system.batch_spec.items():
         if name not in arrays:
             raise ValueError(f"{system.name} needs {name!r} in a batch; it has {sorted(arrays)}")
-        shape, dtype = tuple(arrays[name].shape[1:]), str(arrays[name].dtype)
-        if (shape, dtype) != (spec.shape, spec.dtype):
+        found = str(arrays[name].dtype), tuple(arrays[name].shape)
+        expected = spec.dtype, (clips // spec.clips, *spec.shape)
+        if found != expected:
             raise ValueError(
-                f"batch[{name!r}] is {dtype} {shape} per clip; {system.name} expects {spec.dtype} "
-                f"{spec.shape}: config.data and config.model must agree"
+                f"batch[{name!r}] of {clips} clips is {found[0]} {found[1]}; {system.name} expects "
+                f"{expected[0]} {expected[1]}: config.data and config.model must agree"
             )
 
 

@@ -130,12 +130,14 @@ def _micro_batches(batch: dict[str, jax.Array], count: int) -> dict[str, jax.Arr
     """Splits `[B, ...]` into `[count, B / count, ...]` without moving a row between devices.
 
     Micro-batch i takes every count-th row from row i: each device, which holds a contiguous block
-    of rows, keeps a part of its own block.
+    of rows, keeps a part of its own block. Where one row of an array serves several clips, these
+    stay together.
     """
+    rows = min(x.shape[0] for x in batch.values())
 
     def split(x: jax.Array) -> jax.Array:
-        rows = x.reshape(x.shape[0] // count, count, *x.shape[1:])
-        parts = jnp.moveaxis(rows, 1, 0)
+        parts = jnp.moveaxis(x.reshape(rows // count, count, -1, *x.shape[1:]), 1, 0)
+        parts = parts.reshape(count, x.shape[0] // count, *x.shape[1:])
         if not jax.sharding.get_abstract_mesh().empty:
             parts = jax.lax.with_sharding_constraint(parts, P(None, BATCH_AXES))
         return parts
