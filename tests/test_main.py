@@ -87,7 +87,7 @@ def test_run_leaves_config_metrics_and_checkpoints(unbroken):
     assert [row["step"] for row in logged] == list(range(1, 13))
     expected = {"loss", "lr", "grad_norm", "param_norm", "step_s", "clips_per_s", "videos_per_s"}
     expected |= {"clips_per_s_per_chip", "data_wait", "eta_s", "decode_failures", "clips_crc32"}
-    expected |= {"decode_ms", "decode_ms_max", "worker_imbalance"}
+    expected |= {"decode_ms", "decode_ms_max", "worker_imbalance", "worker_restarts"}
     assert expected <= logged[-1].keys()
     assert logged[0]["lr"] == 0.0 and logged[-1]["eta_s"] == 0.0
     assert json.loads((unbroken / "config.json").read_text())["system"] == "videomae"

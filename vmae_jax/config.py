@@ -102,6 +102,8 @@ def pretrain_defaults() -> ConfigDict:
     config.data.clip_timeout_s = 30.0
     config.data.stall_timeout_s = 600.0  # the run stops if no batch comes for so long
     config.data.workers = -1  # processes that decode; -1: one per core less one, at most 64
+    # Times that workers are started anew when one dies, at the same batch; 0: the run stops.
+    config.data.max_worker_restarts = 0
     config.data.worker_buffer = 1  # messages that each worker prepares ahead
     config.data.worker_videos = 0  # videos in a message; 0: as many as fit in 64 MiB
     config.data.max_bytes = 512 * 2**20  # of one file
@@ -422,7 +424,10 @@ _CHECKS: tuple[_Check, ...] = (
     _fraction("data.max_error_rate"),
     *(_positive(f"data.{field}") for field in ("clip_timeout_s", "stall_timeout_s")),
     *(_at_least(f"data.{field}", 1) for field in ("max_bytes", "max_pixels", "max_frames")),
-    *(_at_least(f"data.{field}", 0) for field in ("min_errors", "worker_videos")),
+    *(
+        _at_least(f"data.{field}", 0)
+        for field in ("min_errors", "worker_videos", "max_worker_restarts")
+    ),
     _at_least("data.worker_buffer", 1),
     ("data.scales", lambda v: len(v) > 0 and 0 < min(v) <= max(v) <= 1, "numbers in (0, 1]"),
     ("seed", lambda v: 0 <= v < 2**31, "must lie in [0, 2**31)"),

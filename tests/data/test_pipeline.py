@@ -26,6 +26,7 @@ from vmae_jax.data.pipeline import (
     ClipPipeline,
     PipelineError,
     PipelineOptions,
+    WorkerError,
     choose_frames,
     read_clip,
     take_crops,
@@ -372,6 +373,35 @@ def test_a_killed_worker_is_an_error_that_says_so(videos, number, words):
     assert_no_children()
 
 
+def test_dead_workers_start_anew_at_the_batch_where_one_died(videos, caplog):
+    """As often as is allowed, and with the batches of a run in which none died."""
+    chosen = options(videos, repeats=2, workers=2, worker_videos=2, max_worker_restarts=2)
+    unbroken, batches = take(dataclasses.replace(chosen, workers=0), 9), []
+    with ClipPipeline(chosen, batch_videos=4, seed=3) as pipeline:
+        for step in range(9):
+            if step in (2, 5):
+                os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+            batches.append(next(pipeline))
+        assert batches[-1].restarts == 2
+        assert_same(unbroken, batches)
+        assert "(killed; most often for want of memory)" in caplog.text
+        assert "anew at the same batch, restart 1 of 2." in caplog.text
+        for child in multiprocessing.active_children():
+            child.kill()
+        with pytest.raises(PipelineError, match="A data worker died"):
+            for _ in range(20):
+                next(pipeline)
+    assert_no_children()
+
+
+def test_an_unforeseen_error_in_a_worker_comes_with_its_traceback(videos, caplog):
+    nothing = options(videos, workers=1, scales=())  # a box of no size can be drawn
+    with pytest.raises(WorkerError, match=r"A data worker failed \(ValueError: high <= 0\)"):
+        take(nothing, 1)
+    assert "In a data worker" in caplog.text and ", in multi_scale_crop_box" in caplog.text
+    assert_no_children()
+
+
 def test_a_stuck_decoder_ends_the_run_and_names_the_clip(tmp_path, monkeypatch):
     began = time.monotonic()
     with pytest.raises(
@@ -469,28 +499,54 @@ def test_without_workers_a_stuck_decoder_ends_the_process(tmp_path):
     assert "Put an empty file in its place" in done.stderr
 
 
-def test_workers_do_not_outlive_a_killed_main_process(videos, tmp_path):
+def test_nothing_outlives_a_killed_main_process(videos, tmp_path):
+    """No worker, no temporary folder, no shared memory, with messages under way."""
+    chosen = options(videos, workers=2, worker_videos=4, worker_buffer=2, frames=5, size=(34, 38))
+    message_bytes = 4 * 5 * 34 * 38 * 3  # of no other test
     script = tmp_path / "run.py"
     script.write_text(
         textwrap.dedent(f"""
             import multiprocessing, time
             from vmae_jax.data.pipeline import *
             if __name__ == "__main__":
-                pipeline = ClipPipeline({options(videos, workers=2)!r}, batch_videos=4, seed=0)
+                pipeline = ClipPipeline({chosen!r}, batch_videos=4, seed=0)
                 next(pipeline)
                 print(*[c.pid for c in multiprocessing.active_children()], flush=True)
                 time.sleep(60)
         """)
     )
-    main = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    main = subprocess.Popen(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(temporary)},
+    )
     workers = [int(pid) for pid in main.stdout.readline().split()]
+
+    def left():
+        shared = [f for f in Path("/dev/shm").glob("psm_*") if size_of(f) == message_bytes]
+        return [*filter(is_running, workers), *shared, *temporary.iterdir()]
+
+    wait_until(lambda: len(left()) >= 2 + 2 + 1)  # both workers are ahead
     main.kill()
     main.wait()
-    assert len(workers) == 2
-    deadline = time.monotonic() + 15
-    while any(map(is_running, workers)) and time.monotonic() < deadline:
+    wait_until(lambda: not left())
+
+
+def wait_until(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert not any(map(is_running, workers))
+
+
+def size_of(path):
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
 
 
 def is_running(pid):

@@ -69,6 +69,7 @@ class Counting:
             failures=[],
             decode_s=np.full(CLIPS, 0.5),
             worker=np.arange(CLIPS) % 2,
+            restarts=0,
             names=lambda: [f"{value[0]}.mp4"],
         )
 

@@ -33,6 +33,10 @@ class PipelineError(UserError, RuntimeError):
     """The pipeline cannot go on: too many bad videos, a dead or a stuck worker."""
 
 
+class WorkerError(PipelineError):
+    """A worker died or failed in a way that has nothing to do with the rules for bad videos."""
+
+
 @dataclass(frozen=True)
 class PipelineOptions:
     """What is read and how. Everything but `manifest` has the released default.
@@ -63,6 +67,8 @@ class PipelineOptions:
         before the run stops. Two minutes more are allowed while workers start.
       max_bytes, max_pixels, max_frames: caps on one video.
       workers: decoding processes; 0 decodes in the calling one.
+      max_worker_restarts: how often workers are started anew, at the batch at which one of them
+        died, before the run stops.
       worker_buffer: messages that each worker prepares ahead.
       worker_videos: videos in one message of a worker; must divide the videos per process.
         0: as many as fit in 64 MiB.
@@ -94,6 +100,7 @@ class PipelineOptions:
     max_pixels: int = Limits.max_pixels
     max_frames: int = Limits.max_frames
     workers: int = 0
+    max_worker_restarts: int = 0
     worker_buffer: int = 1
     worker_videos: int = 0
     shuffle: bool = True
@@ -112,7 +119,7 @@ class PipelineOptions:
         for name in ("frames", "stride", "repeats", "worker_buffer"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
-        for name in ("workers", "worker_videos"):
+        for name in ("workers", "max_worker_restarts", "worker_videos"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}.")
         for name in ("size", "canvas"):

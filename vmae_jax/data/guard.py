@@ -11,6 +11,7 @@ The notices of a pipeline lie in its *folder*, which lives as long as the pipeli
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import mmap
 import os
 import shutil
@@ -99,6 +100,7 @@ class Guard:
     def _watch(self) -> None:
         while not self._closed.wait(_POLL_S):
             if self._parent is not None and os.getppid() != self._parent:
+                remove(self._stop_path.parent)
                 os._exit(0)  # orphaned: nobody is left to read what this process makes
             began = self._began
             if began and time.monotonic() - began > self._limit_s:
@@ -110,6 +112,7 @@ class Guard:
                     file=sys.stderr,
                     flush=True,
                 )
+                faulthandler.dump_traceback()
                 os._exit(EXIT_STUCK)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import faulthandler
 import functools
 import gc
 import logging
@@ -39,12 +40,14 @@ from vmae_jax.data.clips import (
     LoadClips,
     PipelineError,
     PipelineOptions,
+    WorkerError,
     choose_frames,
     read_clip,
     take_crops,
 )
 from vmae_jax.data.order import Order
 from vmae_jax.data.sources import Source
+from vmae_jax.errors import UserError
 
 __all__ = [
     "ClipPipeline",
@@ -52,6 +55,7 @@ __all__ = [
     "HostBatch",
     "PipelineError",
     "PipelineOptions",
+    "WorkerError",
     "choose_frames",
     "read_clip",
     "take_crops",
@@ -93,6 +97,7 @@ class HostBatch:
       failures: videos that were replaced in this batch.
       decode_s: float64 [b], seconds from reading a video to its last crop.
       worker: int64 [b], which worker made it.
+      restarts: times that the workers of this pipeline have been started anew.
     """
 
     arrays: dict[str, np.ndarray]
@@ -100,6 +105,7 @@ class HostBatch:
     failures: list[Failure]
     decode_s: np.ndarray
     worker: np.ndarray
+    restarts: int
     _source: Source = field(repr=False)
 
     def names(self) -> list[str]:
@@ -152,7 +158,7 @@ class ClipPipeline:
         self._local_videos = len(self._order.local_positions(0, process_index, process_count))
         self._chunk = _chunk_videos(options, self._local_videos)
         self._step = start_step
-        self._videos_seen = self._num_failures = self._num_messages = 0
+        self._videos_seen = self._num_failures = self._num_restarts = 0
         self._process = process_index, process_count
         self._lock = threading.RLock()  # held while anything is started or ended
         self._iterator: Iterator[dict[str, np.ndarray]] | None = None
@@ -204,11 +210,12 @@ class ClipPipeline:
         """Waits for the next batch.
 
         Raises:
-          PipelineError: too many bad videos, a dead or stuck worker, or the pipeline is closed.
+          PipelineError: too many bad videos, dead workers beyond the restarts that are allowed, a
+            stuck one, or the pipeline is closed.
           VideoError: the first bad video, with `on_error="raise"`.
         """
         try:
-            batch = self._assemble(self._start())
+            batch = self._next_batch()
         except BaseException as error:
             was_closed = self._closed  # before, or by another thread
             self.close()
@@ -276,6 +283,26 @@ class ClipPipeline:
         if not self._closed:  # else there may be no lock either
             self.close()
 
+    def _next_batch(self) -> HostBatch:
+        """The next batch; whole or not at all, so that new workers can begin with it."""
+        while True:
+            try:
+                return self._assemble(self._start())
+            except WorkerError as error:
+                most = self._options.max_worker_restarts
+                if self._num_restarts == most:
+                    raise
+                self._num_restarts += 1
+                _log.warning(
+                    "%s The workers start anew at the same batch, restart %d of %d.",
+                    error,
+                    self._num_restarts,
+                    most,
+                )
+                with self._lock:
+                    if not self._closed:
+                        self._stop(self._folder)
+
     def _start(self) -> _Fetcher | Iterator[dict[str, np.ndarray]]:
         """Starts reading on first use, so that making a pipeline to look at it costs nothing."""
         with self._lock:
@@ -284,6 +311,7 @@ class ClipPipeline:
             if self._iterator is not None:
                 return self._fetcher or self._iterator
             self._folder = Path(tempfile.mkdtemp(prefix="vmae_data_"))
+            self._num_messages = 0  # of these workers
             process_index, process_count = self._process
             load = LoadClips(
                 self._source,
@@ -341,6 +369,7 @@ class ClipPipeline:
             failures=self._failures(arrays["failed_record"], arrays["failed_reason"]),
             decode_s=arrays["decode_s"],
             worker=arrays["worker"],
+            restarts=self._num_restarts,
             _source=self._source,
         )
 
@@ -360,13 +389,16 @@ class ClipPipeline:
                 f"No batch came for {limit_s:g} s. {_whereabouts(self._folder)} "
                 "Check the storage, or raise stall_timeout_s."
             ) from None
-        except RuntimeError as error:
-            if isinstance(error, PipelineError) or "terminated unexpectedly" not in str(error):
-                raise
-            words, remedy = _exit_words(str(error))
-            raise PipelineError(
-                f"A data worker died ({words}). {_whereabouts(self._folder)}{remedy}"
-            ) from error
+        except UserError:  # has its say already
+            raise
+        except Exception as error:
+            if isinstance(error, RuntimeError) and "terminated unexpectedly" in str(error):
+                words, remedy = _exit_words(str(error))
+                what = f"A data worker died ({words})."
+            else:
+                what, remedy = f"A data worker failed ({type(error).__name__}: {error}).", ""
+                _log.error("In a data worker:", exc_info=error)
+            raise WorkerError(f"{what} {_whereabouts(self._folder)}{remedy}") from error
         self._num_messages += 1
         return message
 
@@ -504,6 +536,7 @@ def _enter_worker(folder: Path, timeout_s: float, parent: int, worker: int, _wor
     # Signals go to the whole process group; only the main process answers them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    faulthandler.enable()  # a crash in a decoder says where it was, on stderr
     if guards.enter(folder, worker, clip_timeout_s=timeout_s, parent=parent) is None:
         sys.exit(1)  # the pipeline was closed while this process started
 

@@ -429,6 +429,7 @@ class _Interval:
         self._clips: list[list[str]] = []
         self._decode_s: list[np.ndarray] = []
         self._worker: list[np.ndarray] = []
+        self._restarts = 0  # of the whole process, too
 
     def add(self, step: int, values: dict[str, jax.Array], host: Any) -> None:
         self.steps.append(step)
@@ -437,6 +438,7 @@ class _Interval:
         self._clips.append(host.names())
         self._decode_s.append(host.decode_s)
         self._worker.append(host.worker)
+        self._restarts = host.restarts
 
     def fetch(self) -> dict[str, float]:
         """Reads all values at once: averages over the good updates, or the latest of a counter."""
@@ -455,6 +457,7 @@ class _Interval:
         # Which clips they were, in which order: two runs that saw the same agree in it.
         row["clips_crc32"] = float(zlib.crc32(json.dumps(self._clips).encode()))
         row["decode_failures"] = float(self.decode_failures)
+        row["worker_restarts"] = float(self._restarts)
         return row | metrics_lib.decode_times(
             np.concatenate(self._decode_s), np.concatenate(self._worker)
         )
