@@ -192,7 +192,9 @@ def _arguments(system: System, run: Run, mesh: Mesh, clips: int) -> tuple[Any, A
     frozen = laid_out(system.init_frozen) if system.init_frozen else None
     sharding = batch_sharding(mesh)
     batch = {
-        name: jax.ShapeDtypeStruct((clips, *spec.shape), spec.dtype, sharding=sharding)
+        name: jax.ShapeDtypeStruct(
+            (clips // spec.clips, *spec.shape), spec.dtype, sharding=sharding
+        )
         for name, spec in system.batch_spec.items()
     }
     return state, frozen, batch, _with_shardings(key, NamedSharding(mesh, P()))

@@ -197,7 +197,7 @@ def _estimates(
             "cores_per_host": estimate.cores_to_feed(
                 rate / hosts,
                 repeats=config.data.repeats,
-                device_crop=config.data.get("resize") == "device",
+                device_crop=config.data.resize == "device",
             ),
         },
     }
