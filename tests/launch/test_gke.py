@@ -58,6 +58,7 @@ def test_arguments_arrive_whole(jobset):
 def test_a_preemption_and_a_saved_stop_are_not_counted_as_failures(jobset):
     (rule,) = jobset["spec"]["failurePolicy"]["rules"]
     assert rule == {
+        "name": "takenAwayOrSaved",  # required; letters, digits and _
         "action": "RestartJobSetAndIgnoreMaxRestarts",
         "onJobFailureReasons": ["PodFailurePolicy"],
     }
