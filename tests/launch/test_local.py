@@ -22,10 +22,10 @@ for word; do
     esac
 done
 trap 'echo "asked to stop"; [[ $act == *stubborn* ]] || exit 143' TERM
-wait_long() { echo ready; for _ in {1..200}; do sleep 0.1; done; }
+wait_long() { echo ready; touch "$workdir/ready"; for _ in {1..200}; do sleep 0.1; done; }
 case $act.$id in
     show.*) echo "devices $JAX_NUM_CPU_DEVICES"; printf '<%s>\n' "$@" ;;
-    dies.1 | dies_stubborn.1) exit 7 ;;
+    dies.1 | dies_stubborn.1) until [[ -e $workdir/ready ]]; do sleep 0.05; done; exit 7 ;;
     mistake.*) echo "ran" >>"$workdir/runs"; exit 1 ;;
     dies_once.1) echo "ran" >>"$workdir/runs"; (($(wc -l <"$workdir/runs") > 1)) || exit 137 ;;
     dies_once.0) until grep -qz 'ran.*ran' "$workdir/runs"; do sleep 0.05; done ;;

@@ -17,7 +17,7 @@ def test_dry_run(launch):
         "srun --ntasks-per-node=1 --cpus-per-task=64 --label --wait=120 "
         f"{ROOT}/.venv/bin/python -m vmae_jax.main --platform=gpu "
         "--config=a.py '--workdir=my run'\n"
-        "# if that exits with 143:\n"
+        "# if that exits with 143 and this script got no SIGTERM itself:\n"
         "scontrol requeue JOB\n"
     )
 
@@ -37,8 +37,8 @@ def job(launch, programs, tmp_path):
     """Runs the script as SLURM does, from a copy that lies elsewhere: `job(code of the step)`."""
     copy = shutil.copy(SLURM, tmp_path / "slurm_script")
 
-    def run(code):
-        calls = programs(srun=f"exit {code}", scontrol="")
+    def run(code, before=":"):
+        calls = programs(srun=f"{before}; exit {code}", scontrol="")
         environment = {"SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "16", "PYTHON": "python3"}
         submitted = {"SLURM_SUBMIT_DIR": str(ROOT)}
         result = launch(copy, "--", *ARGUMENTS, **environment, **submitted)
@@ -61,6 +61,13 @@ def test_a_run_that_was_told_to_stop_is_put_back_into_the_queue(job):
     returned, calls = job(143)
     assert returned == 143
     assert calls[-1] == "scontrol\trequeue\t7"
+
+
+def test_a_job_that_was_cancelled_stays_out_of_the_queue(job):
+    # scancel signals the script as well as its tasks.
+    returned, calls = job(143, before="kill -TERM $PPID")
+    assert returned == 143
+    assert len(calls) == 1 and calls[0].startswith("srun\t")
 
 
 def test_mistakes_are_named(launch, tmp_path):
