@@ -87,6 +87,7 @@ def make_run(config: ConfigDict, plan: config_lib.Plan) -> Run:
     train = config.train
     return Run(
         total_steps=plan.total_steps,
+        clips=plan.clips_per_step,
         schedule=schedule,
         tx=optim.adamw_direction(
             betas=config.optim.betas,

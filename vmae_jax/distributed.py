@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
+from jax._src.distributed import global_state  # the number below has no public name
 from jax.experimental import multihost_utils
 
 from vmae_jax.errors import UserError
@@ -24,6 +25,7 @@ _log = logging.getLogger(__name__)
 PLATFORMS = ("auto", "cpu", "gpu", "tpu")
 HEARTBEAT_S = 100  # a process that gives no sign of life for so long ends the whole run
 START_S = 300  # for all processes to have started
+EXIT_BROKEN = 70  # after an error that nobody foresaw, as in sysexits.h
 LEAVE_S = 60  # that a process which is done, or failed, waits for the others
 
 _WHEELS = {
@@ -94,13 +96,24 @@ def joined(
         "shutdown_timeout_seconds": LEAVE_S,
     }
     _join(given, platform, limits)
+    if not jax.distributed.is_initialized():
+        check_platform(platform)
+        yield
+        return
     try:
         check_platform(platform)
         yield
+    except (SystemExit, UserError):
+        raise
+    except BaseException:
+        # Something broke, most often because another process died. To wait for the others, as JAX
+        # does at exit, would keep them, and the job, from ending.
+        _log.exception("Process %d of %d ends.", jax.process_index(), jax.process_count())
+        logging.shutdown()
+        os._exit(EXIT_BROKEN)
+    # Here and not at exit: until all have left, no process may take the coordinator away.
     finally:
-        # Here and not at exit: until all have left, no process may take the coordinator away.
-        if jax.distributed.is_initialized():
-            jax.distributed.shutdown()
+        jax.distributed.shutdown()
 
 
 def _join(given: Processes, platform: str, limits: Mapping[str, int]) -> None:
@@ -216,6 +229,14 @@ def check_platform(wanted: str) -> None:
             f"--platform={wanted}, but JAX found only {jax.device_count()} device(s) of platform "
             f"{found}{because}: {_WHEELS[wanted]}; or give --platform={found}"
         )
+
+
+def coordination_id() -> int:
+    """Number of this process in the coordination service, whose barriers orbax waits at.
+
+    On TPUs `jax.process_index` follows the topology and may be another one.
+    """
+    return global_state.process_id
 
 
 def all_agree(ok: bool) -> bool:

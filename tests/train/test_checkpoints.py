@@ -21,6 +21,7 @@ def state_of(value, *, width=4, ema=None):
         ema=None if ema is None else {"head": {"kernel": jnp.full((2, width), float(ema))}},
         skipped=count(1),
         skipped_in_a_row=count(0),
+        decode_failures=count(5),
     )
 
 

@@ -13,7 +13,9 @@ from vmae_jax.train.sharding import batch_sharding, make_mesh
 def batches():
     for i in itertools.count():
         rows = np.arange(8, dtype=np.int32) + 8 * i
-        yield types.SimpleNamespace(arrays={"index": rows}, number=i)
+        yield types.SimpleNamespace(
+            arrays={"index": rows}, number=i, names=lambda i=i: [f"{i}.mp4"], failures=["x"] * i
+        )
 
 
 def feed_of(iterator):
@@ -26,6 +28,7 @@ def test_batches_come_in_order_on_the_mesh():
         delivery = feed.next()
         assert delivery.host.number == i
         np.testing.assert_array_equal(delivery.arrays["index"], np.arange(8) + 8 * i)
+        assert delivery.arrays["notes"].sum(axis=0)[0] == i
         assert len(delivery.arrays["index"].sharding.device_set) == jax.device_count()
     feed.close()
 

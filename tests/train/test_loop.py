@@ -83,6 +83,7 @@ class Counting:
 def run_of(steps, **changes):
     run = Run(
         total_steps=steps,
+        clips=CLIPS,
         stop_after=0,
         schedule=lambda step: jnp.float32(0.1),
         tx=optim.adamw_direction(betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0),

@@ -1,24 +1,30 @@
 """Saving and restoring a run with orbax: asynchronous, atomic, resumable on another mesh.
 
+Every process writes and reads the shards of its own devices and nothing else. What the processes
+must agree on, whether a save or a restore has worked on all of them, is asked in between.
+
 A checkpoint holds five named parts: `params`, `ema` (if kept), `progress` (optimizer state and
 counters), `data` (position in the epoch order and the facts that define it) and `meta` (resolved
 config and versions). Weights can so be loaded without the rest.
 """
 
+import functools
 import importlib.metadata
 import logging
 import pathlib
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from vmae_jax import __version__, rules
+from vmae_jax import __version__, distributed, rules
 from vmae_jax.errors import UserError
 from vmae_jax.train.state import TrainState
 
 FOLDER = "checkpoints"
+_SAVE_TIMEOUT_S = 600  # also how long a process waits for one whose own part could not be written
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -35,17 +41,27 @@ def versions() -> dict[str, str]:
     return {"vmae_jax": __version__, **found}
 
 
-def _context() -> ocp.Context:
+def _context(*, alone: bool = False) -> ocp.Context:
+    """Orbax's options; `alone`: for a process that reads by itself and waits for no other."""
     registry = ocp.handlers.local_registry()
     for name in ("data", "meta"):
         registry.add(ocp.handlers.JsonHandler, checkpointable_name=name)
     context = ocp.Context()
     context.checkpointables.registry = registry
+    context.asynchronous.timeout_secs = _SAVE_TIMEOUT_S
+    if alone:
+        me = distributed.coordination_id()
+        context.multiprocessing.primary_host = me
+        context.multiprocessing.active_processes = {me}
     return context
 
 
 class Checkpoints:
-    """The checkpoints of one workdir."""
+    """The checkpoints of one workdir. All processes call the same methods in the same order.
+
+    Attributes:
+      failed_saves: saves that did not work since this was made.
+    """
 
     def __init__(self, workdir: str, *, keep_last: int, keep_every: int) -> None:
         """Opens or creates `workdir/checkpoints`; removes what a killed save left there.
@@ -60,14 +76,15 @@ class Checkpoints:
         if keep_every:
             keep.append(policies.EveryNSteps(keep_every))
         self._folder = pathlib.Path(workdir).absolute() / FOLDER
-        self._context = _context()
         self._checkpointer = ocp.training.Checkpointer(
             self._folder,
-            context=self._context,
+            context=_context(),
             preservation_policy=policies.AnyPreservationPolicy(keep),
             cleanup_tmp_directories=jax.process_index() == 0,
         )
-        self._pending: Any = None
+        self._pending: Callable[[], Any] | None = None
+        self._pending_step = 0
+        self.failed_saves = 0
 
     @property
     def steps(self) -> list[int]:
@@ -93,13 +110,39 @@ class Checkpoints:
             "data": dict(data),
             "meta": {"config": dict(config), "versions": versions()},
         }
-        self._pending = self._checkpointer.save_checkpointables_async(step, parts, force=True)
+        self._pending_step = step
+        try:
+            response = self._checkpointer.save_checkpointables_async(step, parts, force=True)
+            self._pending = response.result
+        except Exception as error:  # told by `wait`, in which all processes hear of it
+            self._pending = functools.partial(_throw, error)
 
-    def wait(self) -> None:
-        """Blocks until the last save is on disk; raises what went wrong with it."""
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
-            pending.result()
+    def wait(self) -> bool:
+        """Blocks until the last save is over; whether it is on disk, on all processes.
+
+        One that failed on any of them (a full disk, most often) is reported, its remains are
+        removed, and the next save is tried as if it had not been.
+        """
+        if self._pending is None:
+            return True
+        pending, self._pending = self._pending, None
+        problem = ""
+        try:
+            pending()
+        except Exception as error:  # orbax and tensorstore raise many kinds
+            problem = f"{type(error).__name__}: {error:.300}"
+        if distributed.all_agree(not problem):
+            return True
+        self.failed_saves += 1
+        _log.error(
+            "CHECKPOINT OF STEP %d COULD NOT BE SAVED (%s); the one before it stays the newest.",
+            *(self._pending_step, problem or "another process says why"),
+        )
+        if jax.process_index() == 0:
+            _remove_remains(self._folder, self._pending_step)
+        distributed.all_agree(True)  # nobody looks into the folder before that is done
+        self._checkpointer.reload()
+        return False
 
     def close(self) -> None:
         """Waits for the last save and releases the folder."""
@@ -111,10 +154,10 @@ class Checkpoints:
     def restore_latest(
         self, abstract_state: TrainState
     ) -> tuple[TrainState, dict[str, Any], dict[str, Any]] | None:
-        """Restores the newest readable checkpoint straight into its target layout.
+        """Restores the newest checkpoint that all processes can read, straight into its layout.
 
-        A checkpoint that cannot be read is passed over with a loud warning, and left in place
-        under another name so that the run can save that step again.
+        A checkpoint that one of them cannot read is passed over with a loud warning, and left in
+        place under another name so that the run can save that step again.
 
         Args:
           abstract_state: `jax.ShapeDtypeStruct`s with shardings.
@@ -126,23 +169,16 @@ class Checkpoints:
           CheckpointError: a checkpoint holds other parameters than the config asks for, or none
             of those present can be read.
         """
-        steps = self.steps
+        steps = distributed.from_first(self.steps)  # others may see a shared folder late
         for step in reversed(steps):
-            path = self._folder / str(step)
-            try:
-                _check_layout(path, _array_parts(abstract_state), self._context)
-                parts = self._checkpointer.load_checkpointables(
-                    step, {**_array_parts(abstract_state), "data": None, "meta": None}
-                )
-            except CheckpointError:
-                raise
-            except Exception as error:  # orbax raises many kinds for damaged files
-                if "RESOURCE_EXHAUSTED" in str(error):  # that is the memory, not the file
-                    raise
-                _log.error(
-                    "CHECKPOINT %s CANNOT BE READ (%s: %.300s); falling back to the one before.",
-                    path, type(error).__name__, error,
-                )  # fmt: skip
+            parts = self._read(step, abstract_state)
+            if not distributed.all_agree(parts is not None):
+                if parts is not None:
+                    _log.error(
+                        "CHECKPOINT %s CANNOT BE READ BY ANOTHER PROCESS; falling back to the one "
+                        "before.",
+                        self._folder / str(step),
+                    )
                 continue
             if step != steps[-1]:
                 self._set_aside([s for s in steps if s > step])
@@ -154,13 +190,46 @@ class Checkpoints:
             )
         return None
 
+    def _read(self, step: int, abstract_state: TrainState) -> dict[str, Any] | None:
+        """This process's shards of a checkpoint; None, and the reason in the log, if damaged."""
+        path = self._folder / str(step)
+        wanted = _array_parts(abstract_state)
+        try:
+            with _context(alone=True):
+                saved = ocp.checkpointables_metadata(path).metadata
+                _check_layout(path, saved, wanted)
+                known = _known_to(saved["progress"], wanted["progress"])
+                wanted = {**wanted, "progress": known, "data": None, "meta": None}
+                return ocp.load_checkpointables(path, wanted)
+        except CheckpointError:
+            raise
+        except Exception as error:  # orbax raises many kinds for damaged files
+            if "RESOURCE_EXHAUSTED" in str(error):  # that is the memory, not the file
+                raise
+            _log.error(
+                "CHECKPOINT %s CANNOT BE READ (%s: %.300s); falling back to the one before.",
+                path, type(error).__name__, error,
+            )  # fmt: skip
+            return None
+
     def _set_aside(self, steps: list[int]) -> None:
         """Renames unreadable newer checkpoints to `<step>.unreadable` and opens the folder anew."""
         if jax.process_index() == 0:
             for step in steps:
                 path = self._folder / str(step)
                 path.rename(path.with_name(f"{step}.unreadable"))
+        distributed.all_agree(True)
         self._checkpointer.reload()
+
+
+def _throw(error: Exception) -> None:
+    raise error
+
+
+def _remove_remains(folder: pathlib.Path, step: int) -> None:
+    """Removes what a failed save of `step` has written, which is under a name of its own."""
+    for path in folder.glob(f"{step}.*tmp*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def load_params(path: str, abstract_params: Any, *, prefer_ema: bool = False) -> Any:
@@ -175,11 +244,10 @@ def load_params(path: str, abstract_params: Any, *, prefer_ema: bool = False) ->
       CheckpointError: nothing there, or other names or shapes than asked for.
     """
     folder = checkpoint_folder(path)
-    context = _context()
-    with context:
+    with _context(alone=True):
         saved = ocp.checkpointables_metadata(folder).metadata
         part = "ema" if prefer_ema and "ema" in saved else "params"
-        _check_layout(folder, {part: abstract_params}, context)
+        _check_layout(folder, saved, {part: abstract_params})
         return ocp.load_checkpointables(folder, {part: abstract_params})[part]
 
 
@@ -201,24 +269,28 @@ def _is_complete(path: pathlib.Path) -> bool:
     return path.is_dir() and ocp.is_orbax_checkpoint(path)
 
 
+# A counter that earlier checkpoints do not have; it begins at 0 there.
+_NEW_COUNTER = "decode_failures"
+
+
 def _array_parts(state: TrainState) -> dict[str, Any]:
-    counters = {
-        "step": state.step,
-        "skipped": state.skipped,
-        "skipped_in_a_row": state.skipped_in_a_row,
-    }
-    parts = {"params": state.params, "progress": {"opt_state": state.opt_state, **counters}}
+    counters = ("step", "skipped", "skipped_in_a_row", _NEW_COUNTER)
+    progress = {"opt_state": state.opt_state, **{name: getattr(state, name) for name in counters}}
+    parts = {"params": state.params, "progress": progress}
     return parts if state.ema is None else {**parts, "ema": state.ema}
 
 
+def _known_to(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: x for name, x in wanted.items() if name in saved or name != _NEW_COUNTER}
+
+
 def _state_of(parts: Mapping[str, Any]) -> TrainState:
-    return TrainState(params=parts["params"], ema=parts.get("ema"), **parts["progress"])
+    progress = {_NEW_COUNTER: parts["progress"]["step"] * 0, **parts["progress"]}
+    return TrainState(params=parts["params"], ema=parts.get("ema"), **progress)
 
 
-def _check_layout(path: pathlib.Path, wanted: Mapping[str, Any], context: ocp.Context) -> None:
+def _check_layout(path: pathlib.Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Compares names and shapes first: orbax reports a mismatch in thousands of words."""
-    with context:
-        saved = ocp.checkpointables_metadata(path).metadata
     for part in ("params", "ema"):
         if part not in wanted:
             continue

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import NamedSharding
 
+from vmae_jax.train import agreement
+
 _POLL_S = 0.01
 
 
@@ -16,7 +18,7 @@ class Delivery(NamedTuple):
     """One batch.
 
     Attributes:
-      arrays: global arrays on the mesh.
+      arrays: global arrays on the mesh, "notes" of all processes among them.
       host: the pipeline's batch with its records and failures, arrays removed.
       wait_s: seconds for which the devices had nothing to do because it was not there yet.
     """
@@ -36,7 +38,8 @@ class DeviceFeed:
         """Starts to pull at once.
 
         Args:
-          pipeline: iterator of host batches with a dict `arrays` of this process's rows.
+          pipeline: iterator of host batches: a dict `arrays` of this process's rows, `names()` of
+            its videos, and `failures`.
           sharding: layout of the leading axis of the global arrays.
           depth: batches held ready.
         """
@@ -50,10 +53,13 @@ class DeviceFeed:
     def _pull(self) -> None:
         try:
             for host in self._pipeline:
+                names = host.names()
+                clips = agreement.clips_sum(names, first=jax.process_index() * len(names))
                 arrays = {
                     name: jax.make_array_from_process_local_data(self._sharding, array)
                     for name, array in host.arrays.items()
                 }
+                arrays["notes"] = agreement.rows(self._sharding.mesh, (len(host.failures), clips))
                 host.arrays = {}
                 self._put((arrays, host))
                 if self._stop.is_set():

@@ -23,9 +23,10 @@ from PIL import Image
 
 from vmae_jax.errors import UserError
 from vmae_jax.systems.base import System
+from vmae_jax.train import agreement
 from vmae_jax.train import metrics as metrics_lib
 from vmae_jax.train.checkpoints import CheckpointError, Checkpoints
-from vmae_jax.train.feed import DeviceFeed
+from vmae_jax.train.feed import Delivery, DeviceFeed
 from vmae_jax.train.sharding import batch_sharding, make_mesh, state_shardings
 from vmae_jax.train.state import TrainState, make_init
 from vmae_jax.train.step import StepOptions, lower_step, make_train_step
@@ -38,6 +39,10 @@ _CLIPS_PICTURED = 4
 
 class NonFiniteError(UserError, RuntimeError):
     """Too many updates in a row were not finite."""
+
+
+class OtherProcessError(UserError, RuntimeError):
+    """Another process of the run could not go on; this one is sound."""
 
 
 class StopSignal:
@@ -74,6 +79,7 @@ class Run:
 
     Attributes:
       total_steps: updates of the whole schedule.
+      clips: in a global batch.
       stop_after: end this process at that step; 0: at `total_steps`.
       schedule: step -> learning rate.
       tx: optimizer without its learning rate.
@@ -91,6 +97,7 @@ class Run:
     """
 
     total_steps: int
+    clips: int
     stop_after: int
     schedule: Callable[[jax.Array], jax.Array]
     tx: optax.GradientTransformation
@@ -110,7 +117,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How `Trainer.fit` ended: step reached, last logged row, name of the signal or ""."""
+    """How `Trainer.fit` ended: step reached, last logged row, what stopped it or ""."""
 
     step: int
     last_row: Mapping[str, float]
@@ -138,6 +145,7 @@ class Trainer:
         """
         self._system, self._run, self._workdir, self._draw = system, run, workdir, draw
         self._mesh = make_mesh(run.fsdp)
+        self._no_wishes = agreement.rows(self._mesh, (0, 0))
         self._last_step = min(run.stop_after or run.total_steps, run.total_steps)
 
     def fit(
@@ -155,8 +163,8 @@ class Trainer:
           init_params: abstract parameters -> weights to start from at step 0.
 
         Raises:
-          NonFiniteError, CheckpointError and whatever the pipeline raises; the steps done before
-          that are saved.
+          NonFiniteError, CheckpointError, OtherProcessError and whatever the pipeline raises; the
+          steps done before that are saved.
         """
         run = self._run
         with (
@@ -238,7 +246,7 @@ class Trainer:
         run = self._run
         key = jax.random.fold_in(jax.random.key(run.seed), 1)  # apart from that of the parameters
         facts = pipeline.state()
-        step = saved = int(state.step)
+        step = first = int(state.step)
         writer = metrics_lib.Writer(
             self._workdir,
             total_steps=run.total_steps,
@@ -249,11 +257,12 @@ class Trainer:
         interval = _Interval()
         row: dict[str, float] = {}
         train_step = throughput = pictured = failure = None
-        in_flight: collections.deque[jax.Array] = collections.deque()
+        in_flight = _InFlight()
 
         def log() -> dict[str, float]:
             row = interval.fetch()  # the only wait for the device's newest results
             row |= throughput.row(run.total_steps - step)
+            row["failed_saves"] = float(checkpoints.failed_saves)
             writer.write(step, row)
             interval.report_skipped(self._workdir)
             return row
@@ -264,36 +273,39 @@ class Trainer:
 
         with contextlib.closing(writer):
             while step < self._last_step:
-                try:
-                    delivery = feed.next(
-                        busy=lambda: bool(in_flight) and not in_flight[-1].is_ready(),
-                        stop=lambda: bool(stop.name),
-                    )
-                except Exception as error:  # raised below, once the steps done are safe
-                    failure = error
+                delivery = None
+                if failure is None:
+                    try:
+                        delivery = feed.next(busy=in_flight.busy, stop=lambda: bool(stop.name))
+                    except Exception as error:  # raised below, once the steps done are safe
+                        failure = error
+                if delivery is None and jax.process_count() == 1:
                     break
-                if delivery is None:
-                    break
+                # With other processes a wish to stop takes a step, in which all hear of it.
+                batch = self._batch(delivery, failed=failure is not None)
                 if train_step is None or throughput is None:
-                    train_step = self._compile(state, frozen, delivery.arrays, key)
-                    throughput = self._throughput(delivery.arrays, pipeline.batch_videos)
-                    pictured = self._first_clips(delivery.arrays, pipeline.batch_videos)
-                state, values = train_step(state, frozen, delivery.arrays, key)
+                    train_step = self._compile(state, frozen, batch, key)
+                    throughput = self._throughput(pipeline.batch_videos)
+                    pictured = self._first_clips(batch, pipeline.batch_videos)
+                state, values = train_step(state, frozen, batch, key)
                 step += 1
-                throughput.add(delivery.wait_s)
-                interval.add(step, values, delivery.host)
+                throughput.add(delivery.wait_s if delivery else 0.0)
+                if delivery:
+                    interval.add(step, values, delivery.host)
                 writer.tick(step)
-                # Without this the host would run ahead and every step hold its batch in memory.
-                in_flight.append(values["loss"])
-                if len(in_flight) > _STEPS_IN_FLIGHT:
-                    in_flight.popleft().block_until_ready()
+                in_flight.add(step, values)
                 if throughput.steps_ever == 1:
                     jax.block_until_ready(values)
                     throughput.restart()  # the first step also warms up
+                void = in_flight.first_void(wait_for_all=self._acts_after(step))
+                if void is not None:
+                    step = void - 1
+                    interval.forget_from(void)
+                    break
 
                 if step % run.log_every == 0:
                     row = log()
-                    interval = _Interval(interval.decode_failures)
+                    interval = _Interval()
                     failure = self._non_finite(row, step)
                     if failure is not None:
                         break
@@ -302,21 +314,51 @@ class Trainer:
                     throughput.restart()
                 if step % run.checkpoint_every == 0:
                     save()
-                    saved = step
             if interval.steps:
                 row = log()
-            if step > saved:
-                save()
-            checkpoints.wait()
+            if step > first:
+                save()  # unless it is there
+            saved = checkpoints.wait()
+        if failure is None and in_flight.faults:
+            failure = OtherProcessError(
+                "another process of this run could not go on, and says why in its own log; step "
+                f"{step} is saved, and the same command on all hosts goes on from there"
+            )
         if failure is not None:
             raise failure
-        if stop.name:
-            _log.warning(
-                "%s received: step %d is saved; the same command goes on from there.",
-                stop.name,
-                step,
+        if not saved:
+            raise CheckpointError(
+                f"step {step} was reached but could not be saved in {self._workdir}, see above; "
+                "make room and give the same command again: it goes on from the last checkpoint"
             )
-        return Outcome(step, row, stop.name)
+        reason = stop.name or ("a signal to another process" if in_flight.stops else "")
+        if reason:
+            _log.warning(
+                "%s received: step %d is saved; the same command goes on from there.", reason, step
+            )
+        return Outcome(step, row, reason)
+
+    def _acts_after(self, step: int) -> bool:
+        """Whether something is done with the results of a step, other than to take the next."""
+        run = self._run
+        intervals = (run.log_every, run.picture_every, run.checkpoint_every)
+        return step == self._last_step or any(n and step % n == 0 for n in intervals)
+
+    def _batch(self, delivery: Delivery | None, *, failed: bool) -> dict[str, jax.Array]:
+        """What the system consumes of a delivery, or zeros, and what this process wishes."""
+        if delivery is not None:
+            check_batch(self._system, delivery.arrays)
+            names = (*self._system.batch_spec, "notes")
+            return {name: delivery.arrays[name] for name in names} | {"wishes": self._no_wishes}
+        clips = self._run.clips // jax.process_count()
+        batch = {
+            name: jax.make_array_from_process_local_data(
+                batch_sharding(self._mesh), np.zeros((clips // spec.clips, *spec.shape), spec.dtype)
+            )
+            for name, spec in self._system.batch_spec.items()
+        }
+        wishes = agreement.rows(self._mesh, (not failed, failed))
+        return batch | {"wishes": wishes, "notes": agreement.rows(self._mesh, (0, 0))}
 
     def _first_clips(self, arrays: Mapping[str, jax.Array], videos: int) -> dict[str, jax.Array]:
         """One clip of each of the first few videos, on all devices: drawn in every picture."""
@@ -326,23 +368,23 @@ class Trainer:
             steps = {name: x.shape[0] // videos for name, x in batch.items()}
             return {name: x[:: steps[name]][:_CLIPS_PICTURED] for name, x in batch.items()}
 
-        return pick(dict(arrays))
+        return pick({name: arrays[name] for name in self._system.batch_spec})
 
     def _compile(
         self, state: TrainState, frozen: Any, arrays: Mapping[str, jax.Array], key: jax.Array
     ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
         """Compiles the step for the first batch's layout, and says how long it took."""
-        check_batch(self._system, arrays)
         begin = time.perf_counter()
         run = self._run
         train_step = make_train_step(self._system, run.tx, run.schedule, run.options)
-        compiled = lower_step(train_step, state, frozen, arrays, key).compile()
+        agreed_step = agreement.make_agreed_step(train_step)
+        compiled = lower_step(agreed_step, state, frozen, arrays, key).compile()
         _log.info("Compiled the train step in %.1f s.", time.perf_counter() - begin)
         return compiled
 
-    def _throughput(self, arrays: Mapping[str, jax.Array], videos: int) -> metrics_lib.Throughput:
+    def _throughput(self, videos: int) -> metrics_lib.Throughput:
         return metrics_lib.Throughput(
-            clips=arrays["index"].shape[0],
+            clips=self._run.clips,
             videos=videos,
             train_flops=self._system.train_flops,
             peak_flops=metrics_lib.chip_peak_flops(self._run.peak_tflops),
@@ -419,35 +461,64 @@ def _differences(saved: Any, current: Any, path: str = "config") -> list[str]:
     return [] if saved == current else [f"{path} was {saved!r} and is {current!r}"]
 
 
-class _Interval:
-    """Metrics (still on the device) and clip names of the steps since the last log."""
+class _InFlight:
+    """Steps begun whose sums of wishes have not been read yet."""
 
-    def __init__(self, decode_failures: int = 0) -> None:
+    def __init__(self) -> None:
+        self.stops = self.faults = 0  # processes that wished to stop, in the first void step
+        self._steps: collections.deque[tuple[int, list[jax.Array]]] = collections.deque()
+
+    def add(self, step: int, values: dict[str, jax.Array]) -> None:
+        wishes = [values[name] for name in agreement.WISHES]
+        for sum_ in wishes:
+            sum_.copy_to_host_async()
+        self._steps.append((step, wishes))
+
+    def busy(self) -> bool:
+        """Whether the devices have work."""
+        return bool(self._steps) and not self._steps[-1][1][0].is_ready()
+
+    def first_void(self, *, wait_for_all: bool) -> int | None:
+        """The first step that changed nothing because a process wished to stop, or None.
+
+        Waits for all steps but the newest few: without that the host would run ahead, and every
+        step hold its batch in memory. All processes read the same sums after the same step.
+        """
+        while len(self._steps) > (0 if wait_for_all else _STEPS_IN_FLIGHT):
+            step, wishes = self._steps.popleft()
+            self.stops, self.faults = (int(sum_) for sum_ in wishes)
+            if self.stops or self.faults:
+                return step
+        return None
+
+
+class _Interval:
+    """Metrics (still on the device) and host batches of the steps since the last log."""
+
+    def __init__(self) -> None:
         self.steps: list[int] = []
-        self.decode_failures = decode_failures  # of the whole process, not of the interval
         self._values: list[Any] = []
-        self._clips: list[list[str]] = []
-        self._decode_s: list[np.ndarray] = []
-        self._worker: list[np.ndarray] = []
-        self._restarts = 0  # of the whole process, too
+        self._hosts: list[Any] = []  # this process's batches, without their arrays
 
     def add(self, step: int, values: dict[str, jax.Array], host: Any) -> None:
         self.steps.append(step)
-        self.decode_failures += len(host.failures)
         self._values.append(values)
-        self._clips.append(host.names())
-        self._decode_s.append(host.decode_s)
-        self._worker.append(host.worker)
-        self._restarts = host.restarts
+        self._hosts.append(host)
+
+    def forget_from(self, step: int) -> None:
+        """Forgets a step, and those after it, that turned out to be void."""
+        keep = sum(known < step for known in self.steps)
+        for column in (self.steps, self._values, self._hosts):
+            del column[keep:]
 
     def fetch(self) -> dict[str, float]:
         """Reads all values at once: averages over the good updates, or the latest of a counter."""
         self._values = jax.device_get(self._values)
         good = [values for values in self._values if not values["skipped"]] or self._values
         row = {}
-        for name, latest in self._values[-1].items():
+        for name in self._values[-1].keys() - {*agreement.WISHES, "clips"}:
             if name in _LATEST:
-                row[name] = float(latest)
+                row[name] = float(self._values[-1][name])
             elif name == "skipped_in_a_row":
                 row[name] = float(max(values[name] for values in self._values))
             elif name == "skipped":
@@ -455,17 +526,18 @@ class _Interval:
             else:
                 row[name] = float(np.mean([values[name] for values in good], dtype=np.float64))
         # Which clips they were, in which order: two runs that saw the same agree in it.
-        row["clips_crc32"] = float(zlib.crc32(json.dumps(self._clips).encode()))
-        row["decode_failures"] = float(self.decode_failures)
-        row["worker_restarts"] = float(self._restarts)
+        clips = [int(values["clips"]) for values in self._values]
+        row["clips_crc32"] = float(zlib.crc32(json.dumps(clips).encode()))
+        row["worker_restarts"] = float(self._hosts[-1].restarts)
         return row | metrics_lib.decode_times(
-            np.concatenate(self._decode_s), np.concatenate(self._worker)
+            np.concatenate([host.decode_s for host in self._hosts]),
+            np.concatenate([host.worker for host in self._hosts]),
         )
 
     def report_skipped(self, workdir: str) -> None:
         """Writes down the clips of updates that were skipped; call after `fetch`."""
-        rows = zip(self.steps, self._values, self._clips, strict=True)
-        bad = [(step, clips) for step, values, clips in rows if values["skipped"]]
+        rows = zip(self.steps, self._values, self._hosts, strict=True)
+        bad = [(step, host.names()) for step, values, host in rows if values["skipped"]]
         if not bad:
             return
         path = pathlib.Path(workdir) / f"skipped.{jax.process_index()}.jsonl"
@@ -477,4 +549,4 @@ class _Interval:
 
 
 # Reported as of the last step of an interval; everything else is averaged over it.
-_LATEST = ("lr", "param_norm", "skipped_total")
+_LATEST = ("lr", "param_norm", "skipped_total", "decode_failures")

@@ -21,6 +21,7 @@ class TrainState:
       ema: exponential moving average of the parameters, or None.
       skipped: int32 scalar, non-finite updates so far.
       skipped_in_a_row: int32 scalar, non-finite updates since the last good one.
+      decode_failures: int32 scalar, videos replaced so far, on all processes.
     """
 
     step: jax.Array
@@ -29,6 +30,7 @@ class TrainState:
     ema: Any
     skipped: jax.Array
     skipped_in_a_row: jax.Array
+    decode_failures: jax.Array
 
 
 def make_init(
@@ -41,6 +43,14 @@ def make_init(
         zero = jnp.zeros((), jnp.int32)
         # A copy: two leaves of a donated state must not share one buffer.
         average = jax.tree.map(jnp.copy, params) if ema else None
-        return TrainState(zero, params, tx.init(params), average, zero, zero)
+        return TrainState(
+            step=zero,
+            params=params,
+            opt_state=tx.init(params),
+            ema=average,
+            skipped=zero,
+            skipped_in_a_row=zero,
+            decode_failures=zero,
+        )
 
     return init

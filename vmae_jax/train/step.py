@@ -14,6 +14,8 @@ from vmae_jax.train import optim
 from vmae_jax.train.sharding import BATCH_AXES
 from vmae_jax.train.state import TrainState
 
+TrainStep = Callable[[TrainState, Any, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
+
 
 @dataclasses.dataclass(frozen=True)
 class StepOptions:
@@ -35,7 +37,7 @@ def make_train_step(
     tx: optax.GradientTransformation,
     schedule: Callable[[jax.Array], jax.Array],
     options: StepOptions,
-) -> Callable[[TrainState, Any, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+) -> TrainStep:
     """Returns `(state, frozen, batch, key) -> (state, metrics)`; pure: jit and donate it outside.
 
     An update whose loss or gradient norm is not finite changes nothing but the step number and
@@ -90,7 +92,8 @@ def make_train_step(
             (state.params, state.opt_state, state.ema),
         )
         skipped = 1 - finite.astype(jnp.int32)
-        new_state = TrainState(
+        new_state = dataclasses.replace(
+            state,
             step=state.step + 1,
             params=params,
             opt_state=opt_state,
