@@ -27,7 +27,7 @@ state() { systemctl show --property=SubState --value "$unit" 2>/dev/null || echo
 
 install() {
     command -v make >/dev/null || run sudo apt-get --option=DPkg::Lock::Timeout=600 install --yes make
-    run bash -c 'curl -LsSf https://astral.sh/uv/install.sh | sh'
+    run bash -o pipefail -c 'curl -LsSf https://astral.sh/uv/install.sh | sh'
     run "$HOME/.local/bin/uv" python install 3.13
     run make -C "$REPOSITORY" install "ACCEL=$accel" "PYTHON=$HOME/.local/bin/python3.13"
 }

@@ -177,7 +177,7 @@ def test_service_dry_run_of_the_rest(launch, programs, tmp_path):
     programs(make="")
     install = launch("service.sh", "install", "--dry_run", "--accel=cuda")
     assert install.stdout == (
-        "bash -c 'curl -LsSf https://astral.sh/uv/install.sh | sh'\n"
+        "bash -o pipefail -c 'curl -LsSf https://astral.sh/uv/install.sh | sh'\n"
         f"{tmp_path}/.local/bin/uv python install 3.13\n"
         f"make -C {ROOT} install ACCEL=cuda PYTHON={tmp_path}/.local/bin/python3.13\n"
     )
