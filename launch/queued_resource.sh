@@ -63,19 +63,21 @@ resource_state() {
 # State of the training on the first host, as systemd calls it; see service.sh.
 look_training=(gcloud compute tpus tpu-vm ssh "$name" "${place[@]}" --worker=0
     "--command=systemctl show --property=SubState --value vmae_jax")
-training_state() { "${look_training[@]}" 2>/dev/null || echo "not reached"; }
+training_state() {
+    local answer
+    answer=$("${look_training[@]}" 2>/dev/null) || answer="not reached"
+    echo "${answer##*$'\n'}"
+}
 
+# Asks for chips for as long as it takes: what Google refuses now may work at the next look.
 watch() {
     local state training
     while :; do
         state=$(resource_state)
         say "$name is $state"
         case $state in
-            ABSENT) create ;;
-            SUSPENDED | FAILED)
-                delete
-                create
-                ;;
+            ABSENT) create || say "not created; trying again" ;;
+            SUSPENDED | FAILED) { delete && create; } || say "not created anew; trying again" ;;
             ACTIVE)
                 training=$(training_state)
                 say "its training is ${training/dead/not started yet}"
@@ -111,4 +113,6 @@ if ((DRY_RUN)); then
     delete
     exit 0
 fi
+# What is refused at once is a mistake in the arguments, and ends this.
+[[ $(resource_state) != ABSENT ]] || create
 watch

@@ -218,7 +218,7 @@ def test_queued_resource_dry_run(launch, commit, tmp_path):
     )
 
 
-# Answers of Google, one for each look; then "exited".
+# Answers of Google, one for each look; the second wish for chips is refused.
 GOOGLE = r"""
 step() {
     local n
@@ -226,7 +226,7 @@ step() {
     echo $((n + 1)) >"$HOME/$1"
     echo "$n"
 }
-states=(ABSENT WAITING_FOR_RESOURCES ACTIVE SUSPENDED PROVISIONING error ACTIVE ACTIVE)
+states=(ABSENT WAITING_FOR_RESOURCES ACTIVE SUSPENDED ABSENT PROVISIONING error ACTIVE ACTIVE)
 training=(running dead $LAST)
 case "$*" in
     *describe*)
@@ -237,6 +237,7 @@ case "$*" in
             *) echo "$state" ;;
         esac
         ;;
+    *create*) (($(step wishes) != ${REFUSED:-1})) ;;
     *ssh*) echo "${training[$(step trainings)]}" ;;
 esac
 """
@@ -251,8 +252,17 @@ def test_queued_resource_is_asked_for_again_until_the_run_is_done(
     assert result.returncode == code, result.stderr
     verbs = re.findall(r"queued-resources\t(\w+)", calls.read_text())
     changes = [verb for verb in verbs if verb != "describe"]
-    assert changes == ["create", "delete", "create", *(["delete"] if last == "exited" else [])]
+    # The second wish was refused, and repeated.
+    assert changes[:4] == ["create", "delete", "create", "create"]
+    assert changes[4:] == (["delete"] if last == "exited" else [])
     assert "no network" in result.stderr
+
+
+def test_queued_resource_that_is_refused_at_once_ends(launch, programs, commit):
+    calls = programs(gcloud=GOOGLE)
+    result = launch("queued_resource.sh", "--poll=0", *QUEUED, "--", *ARGUMENTS, REFUSED="0")
+    assert result.returncode == 1
+    assert calls.read_text().count("\tcreate\t") == 1
 
 
 def test_the_hosts_start_what_was_asked_for(launch, programs, commit, tmp_path):
