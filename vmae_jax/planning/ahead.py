@@ -22,6 +22,7 @@ from vmae_jax.chips import Chip
 from vmae_jax.errors import UserError
 from vmae_jax.planning.hlo import Program
 from vmae_jax.systems.base import System
+from vmae_jax.train import agreement
 from vmae_jax.train.loop import Run
 from vmae_jax.train.sharding import batch_sharding, state_shardings
 from vmae_jax.train.state import make_init
@@ -161,7 +162,7 @@ def compile_step(system: System, run: Run, mesh: Mesh, *, clips: int) -> Step:
         arguments = _arguments(system, run, mesh, clips)
         state = arguments[0]
         train_step = make_train_step(system, run.tx, run.schedule, run.options)
-        lowered = lower_step(train_step, *arguments)
+        lowered = lower_step(agreement.make_agreed_step(train_step), *arguments)
         leaves = jax.tree.leaves(state)
         state_bytes = sum(_bytes_of_shard(leaf) for leaf in leaves)
         begin = time.perf_counter()
@@ -191,11 +192,15 @@ def _arguments(system: System, run: Run, mesh: Mesh, clips: int) -> tuple[Any, A
     state = laid_out(init)
     frozen = laid_out(system.init_frozen) if system.init_frozen else None
     sharding = batch_sharding(mesh)
-    batch = {
-        name: jax.ShapeDtypeStruct(
-            (clips // spec.clips, *spec.shape), spec.dtype, sharding=sharding
-        )
+    shapes = {
+        name: ((clips // spec.clips, *spec.shape), spec.dtype)
         for name, spec in system.batch_spec.items()
+    }
+    for name, numbers in (("wishes", agreement.WISHES), ("notes", agreement.NOTES)):
+        shapes[name] = (mesh.size, len(numbers)), "int32"
+    batch = {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+        for name, (shape, dtype) in shapes.items()
     }
     return state, frozen, batch, _with_shardings(key, NamedSharding(mesh, P()))
 
