@@ -2,11 +2,13 @@ r"""VideoMAE V2 pretraining, ViT-g/14 on UnlabeledHybrid.
 
 Source: arXiv:2303.16727; values from the released script.
 
+The set is a mixture: docs/examples/hybrid.toml names its parts. Its list in one file works too.
+
 The flagship: 1.03 billion parameters, 8 x 16 x 16 tokens of which the encoder sees 208, the decoder
 predicts 1024.
 
 Run:    python -m vmae_jax.main --config=configs/v2_vitg.py \
-            --config.data.manifest=hybrid.txt --workdir=runs/v2_vitg
+            --config.data.manifest=hybrid.toml --workdir=runs/v2_vitg
 Expect: paper, after fine-tuning: top-1 87.2 on Kinetics-400 (5x3), 77.0 on SSv2 (2x3).
         Ours: not run.
 """
@@ -26,7 +28,8 @@ def get_config(mode=""):
     config.masking.decoder = ("running_cell", 0.5)
     # The paper's 1.348 M clips; much of it cannot be downloaded any more.
     config.data.published_videos = 1_348_000
-    # Something-Something V2 is stored as frames at 12 a second; use 4 for files at 24.
+    # Something-Something V2 is stored as frames at 12 a second; use 4 for files at 24. For lists in
+    # one file; a mixture says so by part.
     config.data.stride_overrides = (("SomethingV2", 2),)
     config.data.repeats = 4
     # The frames of a video travel once for its 4 crops, which come out within one level of the

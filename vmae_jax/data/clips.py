@@ -13,10 +13,11 @@ import numpy as np
 
 from vmae_jax.data import guard as guards
 from vmae_jax.data import sampling, transforms
-from vmae_jax.data.folders import DEFAULT_TEMPLATES
+from vmae_jax.data.folders import DEFAULT_TEMPLATES, Choose
 from vmae_jax.data.order import Order
-from vmae_jax.data.sources import Source, open_source
-from vmae_jax.data.stored import Choose, StoredVideo
+from vmae_jax.data.source import Source
+from vmae_jax.data.sources import open_source
+from vmae_jax.data.stored import StoredVideo
 from vmae_jax.data.video import Limits, VideoError
 from vmae_jax.errors import UserError
 
@@ -24,7 +25,6 @@ _ATTEMPTS = 8  # videos tried for one place in a batch before the run stops
 _REASON_BYTES = 200
 CLOSED = "The pipeline is closed."
 
-SAMPLINGS = ("dense", "segments")
 CROPS = ("multi_scale", "centre", "none")
 RESIZES = ("host", "device")
 
@@ -107,7 +107,7 @@ class PipelineOptions:
 
     def __post_init__(self):
         for name, choices in (
-            ("sampling", SAMPLINGS),
+            ("sampling", sampling.SAMPLINGS),
             ("crop", CROPS),
             ("resize", RESIZES),
             ("on_error", ("raise", "skip")),

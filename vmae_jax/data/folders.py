@@ -14,6 +14,8 @@ from vmae_jax.data import storage
 from vmae_jax.data.manifest import Clip
 from vmae_jax.data.video import DEFAULT_LIMITS, Limits, VideoError
 
+Choose = Callable[[int], Sequence[int]] | Sequence[int]
+
 # (regex searched in the folder's path, file name). `{}` or `{number}` is the frame's number,
 # `{folder}` the folder's name. The first match counts. AVA must begin a part of the path and not be
 # the beginning of a longer word: "ava", "AVA2.2" and "AVAv2.2" are meant, "java" and "avatar" not.
@@ -25,7 +27,7 @@ DEFAULT_TEMPLATES = (
 
 def read_folder(
     clip: Clip,
-    choose: Callable[[int], Sequence[int]] | Sequence[int],
+    choose: Choose,
     *,
     templates: Sequence[tuple[str, str]] = DEFAULT_TEMPLATES,
     limits: Limits = DEFAULT_LIMITS,
@@ -38,17 +40,71 @@ def read_folder(
     Raises:
       VideoError: a picture is missing or damaged, or sizes differ.
     """
-    chosen = np.asarray(choose(clip.total_frames) if callable(choose) else choose, np.int64)
-    if chosen.min() < 0 or chosen.max() >= clip.total_frames:
+    chosen = chosen_frames(choose, clip.total_frames, clip.path)
+
+    def read(i: int) -> np.ndarray:
+        name, data = picture_bytes(clip, i, templates)
+        return decode_picture(data, where=clip.path, name=name, limits=limits)
+
+    return stack_pictures(read, chosen, clip.path)
+
+
+def picture_bytes(
+    clip: Clip, i: int, templates: Sequence[tuple[str, str]] = DEFAULT_TEMPLATES
+) -> tuple[str, bytes]:
+    """Returns (name, bytes) of frame `i` of a folder.
+
+    Raises:
+      VideoError: there is no such picture.
+    """
+    number, folder = clip.first_frame + i, PurePosixPath(clip.path).name
+    name = _template(clip.path, templates).format(number, number=number, folder=folder)
+    try:
+        return name, storage.read(storage.join(clip.path, name))
+    except FileNotFoundError:
+        raise VideoError(clip.path, f"the frame {name} does not exist") from None
+    except OSError as error:
+        raise VideoError(clip.path, f"the frame {name} cannot be read ({error})") from None
+
+
+def chosen_frames(choose: Choose, num_frames: int, where: str) -> np.ndarray:
+    """Asks which frames are wanted; int64 [n], each within 0..num_frames-1."""
+    chosen = np.asarray(choose(num_frames) if callable(choose) else choose, np.int64)
+    if chosen.min() < 0 or chosen.max() >= num_frames:
         raise IndexError(
-            f"{clip.path}: frames {chosen.min()} to {chosen.max()} asked for; usable are "
-            f"0..{clip.total_frames - 1}."
+            f"{where}: frames {chosen.min()} to {chosen.max()} asked for; usable are "
+            f"0..{num_frames - 1}."
         )
-    template = _template(clip.path, templates)
-    found = {i: _read_picture(clip, template, i, limits) for i in dict.fromkeys(chosen.tolist())}
+    return chosen
+
+
+def decode_picture(data: bytes, *, where: str, name: str, limits: Limits) -> np.ndarray:
+    """Decodes one encoded picture: uint8 [H, W, 3], RGB.
+
+    Args:
+      data: a JPEG, PNG or WebP file.
+      where: place of the video, for errors.
+      name: of the picture, for errors.
+      limits: `max_pixels` counts.
+
+    Raises:
+      VideoError: it is damaged or too large.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as picture:
+            if picture.width * picture.height > limits.max_pixels:
+                raise VideoError(where, f"{name} exceeds {limits.max_pixels} pixels")
+            return np.asarray(picture.convert("RGB"))
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise VideoError(where, f"the frame {name} cannot be read ({error})") from None
+
+
+def stack_pictures(read: Callable[[int], np.ndarray], chosen: np.ndarray, where: str) -> np.ndarray:
+    """Reads each chosen picture once and puts them together: uint8 [n, H, W, 3]."""
+    found = {i: read(i) for i in dict.fromkeys(chosen.tolist())}
     shapes = {frame.shape for frame in found.values()}
     if len(shapes) > 1:
-        raise VideoError(clip.path, f"the picture size changes: {sorted(shapes)}")
+        raise VideoError(where, f"the picture size changes: {sorted(shapes)}")
     return np.stack([found[i] for i in chosen.tolist()])
 
 
@@ -57,18 +113,3 @@ def _template(path: str, templates: Sequence[tuple[str, str]]) -> str:
         if re.search(pattern, path):
             return template
     raise VideoError(path, "no frame template matches this folder; add a rule to frame_templates")
-
-
-def _read_picture(clip: Clip, template: str, i: int, limits: Limits) -> np.ndarray:
-    number, folder = clip.first_frame + i, PurePosixPath(clip.path).name
-    name = template.format(number, number=number, folder=folder)
-    try:
-        file = io.BytesIO(storage.read(storage.join(clip.path, name)))
-        with Image.open(file, formats=("JPEG", "PNG", "WEBP")) as picture:
-            if picture.width * picture.height > limits.max_pixels:
-                raise VideoError(clip.path, f"{name} exceeds {limits.max_pixels} pixels")
-            return np.asarray(picture.convert("RGB"))
-    except FileNotFoundError:
-        raise VideoError(clip.path, f"the frame {name} does not exist") from None
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise VideoError(clip.path, f"the frame {name} cannot be read ({error})") from None

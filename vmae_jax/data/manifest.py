@@ -25,6 +25,7 @@ from vmae_jax.data import storage
 from vmae_jax.errors import UserError
 
 STYLES = ("csv", "path_label", "path_start_total")
+CLASSES = "classes.txt"  # beside a list: class names, label 0 first
 _CSV_COLUMNS = ("path", "label", "start", "end")
 
 
@@ -154,7 +155,7 @@ def read_manifest(
         rows = _read_lines(text, place, _path_label if style == "path_label" else _start_total)
     if not rows:
         raise ManifestError(f"{path}: the manifest lists no videos.")
-    class_names = _read_class_names(storage.join(storage.parent(path), "classes.txt"))
+    class_names = _read_class_names(storage.join(storage.parent(path), CLASSES))
     largest = max(row[1] for row in rows)
     if class_names and largest >= len(class_names):
         line = next(row[6] for row in rows if row[1] == largest)
@@ -343,7 +344,7 @@ def _seconds(text: str, column: str, number: int, place: _Place) -> float:
 
 
 def _read_class_names(path: str) -> tuple[str, ...]:
-    if not storage.is_file(path):
+    if storage.size(path) is None:
         return ()
     text = storage.read(path).decode("utf-8-sig")
     return tuple(line.strip() for line in text.splitlines() if line.strip())

@@ -46,7 +46,7 @@ from vmae_jax.data.clips import (
     take_crops,
 )
 from vmae_jax.data.order import Order
-from vmae_jax.data.sources import Source
+from vmae_jax.data.source import Source
 from vmae_jax.errors import UserError
 
 __all__ = [

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+SAMPLINGS = ("dense", "segments")
+
 
 def dense_indices(
     num_frames: int, *, frames: int, stride: int, rng: np.random.Generator

@@ -1,67 +1,22 @@
-"""Where videos come from, behind one interface: a numbered set of which any one can be fetched.
+"""The kinds of sources, and how `config.data.manifest` names one.
 
-`config.data.manifest` names a source by its form; `open_source` finds out which kind it is. A
-source is small and can be pickled: workers get a copy and open what they need.
+a list of files                 train.csv, and the list styles of `manifest`
+a set that `prepare` made       its folder
+a mixture of other sources      hybrid.toml; see `mixture`
 """
 
 from __future__ import annotations
 
-import abc
-from collections.abc import Mapping
-from typing import Any
+import functools
 
 from vmae_jax.data import storage
 from vmae_jax.data.folders import DEFAULT_TEMPLATES
-from vmae_jax.data.manifest import Manifest, read_manifest
-from vmae_jax.data.order import Share
+from vmae_jax.data.manifest import Clip, Manifest, read_manifest
+from vmae_jax.data.mixture import read_mixture
+from vmae_jax.data.records import FACTS, RecordSet
+from vmae_jax.data.source import Source
 from vmae_jax.data.stored import EncodedVideo, PictureFolder, StoredVideo
 from vmae_jax.data.video import Limits, VideoError, read_bytes
-
-
-class Source(abc.ABC):
-    """A numbered set of videos.
-
-    Attributes:
-      style: what kind of source it is, for reports.
-      sha256: identifies the set, its order and its labels; kept in checkpoints.
-      class_names: by label; () if there are none.
-      num_classes: number of class names if there are any, else the largest label plus one; 0
-        without labels.
-    """
-
-    style: str
-    sha256: str
-    class_names: tuple[str, ...]
-    num_classes: int
-
-    @abc.abstractmethod
-    def __len__(self) -> int:
-        """Number of videos."""
-
-    @abc.abstractmethod
-    def name(self, i: int) -> str:
-        """What video `i` is called in lists and reports."""
-
-    @abc.abstractmethod
-    def where(self, i: int) -> str:
-        """Where video `i` lies, for messages and for rules that go by path."""
-
-    @abc.abstractmethod
-    def fetch(self, i: int, limits: Limits) -> StoredVideo:
-        """Reads video `i` from storage, without decoding it.
-
-        Raises:
-          VideoError: it is not there, cannot be read, or exceeds a limit.
-        """
-
-    @property
-    def shares(self) -> tuple[Share, ...]:
-        """How often an epoch takes from which part; one part, once, unless this is a mixture."""
-        return (Share(len(self), len(self)),)
-
-    def overrides(self, i: int) -> Mapping[str, Any]:
-        """Fields of PipelineOptions that are not the run's for video `i`."""
-        return {}
 
 
 class ListedFiles(Source):
@@ -70,7 +25,7 @@ class ListedFiles(Source):
     def __init__(
         self, manifest: Manifest, templates: tuple[tuple[str, str], ...] = DEFAULT_TEMPLATES
     ):
-        self.manifest, self._templates = manifest, templates
+        self.manifest, self.templates = manifest, templates
         self.style = manifest.style
         self.sha256, self.class_names = manifest.sha256, manifest.class_names
         self.num_classes = manifest.num_classes
@@ -88,11 +43,15 @@ class ListedFiles(Source):
 
     def fetch(self, i: int, limits: Limits) -> StoredVideo:
         """See `Source`; the pictures of a folder are read when they are decoded."""
-        clip = self.manifest[i]
-        if clip.total_frames >= 0:
-            return PictureFolder(clip, self._templates)
-        data = _video_bytes(clip.path, limits)
-        return EncodedVideo(clip.path, data, clip.label, clip.start, clip.end)
+        return fetch_clip(self.manifest[i], self.templates, limits)
+
+
+def fetch_clip(clip: Clip, templates: tuple[tuple[str, str], ...], limits: Limits) -> StoredVideo:
+    """Reads a row of a manifest from storage; see `Source.fetch`."""
+    if clip.total_frames >= 0:
+        return PictureFolder(clip, clip.label, templates)
+    data = _video_bytes(clip.path, limits)
+    return EncodedVideo(clip.path, data, clip.label, clip.start, clip.end)
 
 
 def open_source(
@@ -106,15 +65,23 @@ def open_source(
     """Opens what `config.data.manifest` names.
 
     Args:
-      manifest: a list of videos; see `manifest`.
-      root: folder or bucket that its paths are relative to; "": its own folder.
-      style: of the list, or "auto".
-      allow_outside: accept paths that leave the root.
+      manifest: one of the kinds above, local or in a bucket.
+      root: folder or bucket that listed paths are relative to; "": that of the list or mixture. A
+        prepared set has its paths within it and needs none.
+      style: of a list, or "auto".
+      allow_outside: accept listed paths that leave the root.
       templates: names of pictures in folders; see `folders`.
 
     Raises:
       ManifestError: it cannot be used; says where and why.
     """
+    if manifest.endswith(".toml"):
+        open_part = functools.partial(
+            open_source, style=style, allow_outside=allow_outside, templates=templates
+        )
+        return read_mixture(manifest, root=root or storage.parent(manifest), open_part=open_part)
+    if _is_prepared(manifest):
+        return RecordSet(manifest.removesuffix(FACTS))
     listed = read_manifest(
         manifest,
         root=root or storage.parent(manifest),
@@ -122,6 +89,14 @@ def open_source(
         allow_outside=allow_outside,
     )
     return ListedFiles(listed, templates)
+
+
+def _is_prepared(manifest: str) -> bool:
+    if manifest.endswith(FACTS):
+        return True
+    return (
+        storage.size(manifest) is None and storage.size(storage.join(manifest, FACTS)) is not None
+    )
 
 
 def _video_bytes(path: str, limits: Limits) -> bytes:

@@ -6,7 +6,10 @@ are of many kinds, come out as OSError with words.
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from vmae_jax.errors import UserError
@@ -43,23 +46,60 @@ def read(path: str, most: int = -1) -> bytes:
     if not is_remote(path):
         with Path(path).open("rb") as file:
             return file.read(most)
-    filesystem, place = _filesystem(path)
-    try:
+    with _client_errors():
+        filesystem, place = _filesystem(path)
         return filesystem.cat_file(place, end=None if most < 0 else most)
-    except OSError:
-        raise
-    except Exception as error:  # clients raise kinds of their own
-        raise OSError(0, f"{type(error).__name__}: {error}") from error
 
 
-def is_file(path: str) -> bool:
-    """Whether there is a file or an object of this name."""
+def size(path: str) -> int | None:
+    """Bytes of a file or object; None if there is none of this name.
+
+    Raises:
+      StorageError: the package that reads this kind of bucket is not installed.
+      OSError: it cannot be asked for.
+    """
     if not is_remote(path):
-        return Path(path).is_file()
-    filesystem, place = _filesystem(path)
+        local = Path(path)
+        return local.stat().st_size if local.is_file() else None
+    with _client_errors():
+        filesystem, place = _filesystem(path)
+        return filesystem.info(place)["size"] if filesystem.isfile(place) else None
+
+
+def write(path: str, data: bytes) -> None:
+    """Writes a small file or object; it appears under its name only once it is complete."""
+    if is_remote(path):
+        with _client_errors():
+            filesystem, place = _filesystem(path)
+            filesystem.pipe_file(place, data)
+        return
+    local = Path(path)
+    local.parent.mkdir(parents=True, exist_ok=True)
+    partial = local.with_name(f".{local.name}.partial")
+    partial.write_bytes(data)
+    partial.replace(local)
+
+
+def put(file: Path, path: str) -> None:
+    """Moves a local file to a path; it appears under its name only once it is complete."""
+    if is_remote(path):
+        with _client_errors():
+            filesystem, place = _filesystem(path)
+            filesystem.put_file(str(file), place)
+        return
+    local = Path(path)
+    local.parent.mkdir(parents=True, exist_ok=True)
+    partial = local.with_name(f".{local.name}.partial")
+    shutil.move(file, partial)  # may be another disk
+    partial.replace(local)
+
+
+@contextlib.contextmanager
+def _client_errors() -> Iterator[None]:
+    """Turns what clients raise, which is of many kinds, into OSError."""
     try:
-        return filesystem.isfile(place)
-    except OSError:
+        yield
+    except (OSError, UserError):
         raise
     except Exception as error:
         raise OSError(0, f"{type(error).__name__}: {error}") from error

@@ -1,21 +1,28 @@
-"""One video as its source keeps it: an encoded file, a folder of pictures.
+"""One video as its source keeps it: an encoded file, or pictures frame by frame.
 
 All kinds have a `label` (-1: none) and `read`, so what follows need not ask which one it holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from vmae_jax.data.folders import DEFAULT_TEMPLATES, read_folder
+from vmae_jax.data.folders import (
+    DEFAULT_TEMPLATES,
+    Choose,
+    chosen_frames,
+    decode_picture,
+    picture_bytes,
+    read_folder,
+    stack_pictures,
+)
 from vmae_jax.data.manifest import Clip
-from vmae_jax.data.video import Limits, read_frames
-
-Choose = Callable[[int], Sequence[int]] | Sequence[int]
+from vmae_jax.data.video import Limits, iterate_frames, read_frames
 
 
 class StoredVideo(Protocol):
@@ -39,6 +46,12 @@ class StoredVideo(Protocol):
           VideoError: the video or a frame needed is unusable.
         """
 
+    def frames(self, limits: Limits) -> Iterator[np.ndarray]:
+        """Decodes all usable frames in order: uint8 [H, W, 3] each; raises as `read` does."""
+
+    def sha256(self) -> str:
+        """Of the bytes that are stored; raises as `read` does."""
+
 
 @dataclass(frozen=True)
 class EncodedVideo:
@@ -56,24 +69,66 @@ class EncodedVideo:
             self.data, choose, limits, start=self.start, end=self.end, name=self.where
         )
 
+    def frames(self, limits: Limits) -> Iterator[np.ndarray]:
+        """See `StoredVideo`."""
+        return iterate_frames(self.data, limits, start=self.start, end=self.end, name=self.where)
+
+    def sha256(self) -> str:
+        """Of the file."""
+        return hashlib.sha256(self.data).hexdigest()
+
 
 @dataclass(frozen=True)
 class PictureFolder:
     """A folder of numbered pictures, of which only the chosen ones are opened."""
 
     clip: Clip
+    label: int = -1
     templates: tuple[tuple[str, str], ...] = DEFAULT_TEMPLATES
-
-    @property
-    def label(self) -> int:
-        """See `StoredVideo`."""
-        return self.clip.label
-
-    @property
-    def num_frames(self) -> int:
-        """Pictures that the list promises."""
-        return self.clip.total_frames
 
     def read(self, choose: Choose, limits: Limits) -> np.ndarray:
         """See `StoredVideo`."""
         return read_folder(self.clip, choose, templates=self.templates, limits=limits)
+
+    def frames(self, limits: Limits) -> Iterator[np.ndarray]:
+        """See `StoredVideo`."""
+        for i in range(self.clip.total_frames):
+            yield self.read([i], limits)[0]
+
+    def sha256(self) -> str:
+        """Of its pictures' files, one after another."""
+        digest = hashlib.sha256()
+        for i in range(self.clip.total_frames):
+            digest.update(picture_bytes(self.clip, i, self.templates)[1])
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class EncodedPictures:
+    """The frames of a video as encoded pictures in memory; only the chosen ones are decoded."""
+
+    where: str
+    pictures: tuple[bytes | memoryview, ...]
+    label: int = -1
+
+    def read(self, choose: Choose, limits: Limits) -> np.ndarray:
+        """See `StoredVideo`."""
+
+        def decode(i: int) -> np.ndarray:
+            name = f"number {i}"
+            return decode_picture(self.pictures[i], where=self.where, name=name, limits=limits)
+
+        chosen = chosen_frames(choose, len(self.pictures), self.where)
+        return stack_pictures(decode, chosen, self.where)
+
+    def frames(self, limits: Limits) -> Iterator[np.ndarray]:
+        """See `StoredVideo`."""
+        for i in range(len(self.pictures)):
+            yield self.read([i], limits)[0]
+
+    def sha256(self) -> str:
+        """Of the pictures, one after another."""
+        digest = hashlib.sha256()
+        for picture in self.pictures:
+            digest.update(picture)
+        return digest.hexdigest()

@@ -14,10 +14,11 @@ interrupted from here; `pipeline` guards against that.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -161,6 +162,26 @@ def read_frames(
     """
     with _opened(source, limits, name) as reader:
         return reader.read(choose, start, end)
+
+
+def iterate_frames(
+    source: str | Path | bytes,
+    limits: Limits = DEFAULT_LIMITS,
+    *,
+    start: float | None = None,
+    end: float | None = None,
+    name: str | None = None,
+) -> Iterator[np.ndarray]:
+    """Decodes all usable frames in order, one at a time; arguments as in `read_frames`.
+
+    Yields:
+      uint8 [H, W, 3], RGB, upright.
+
+    Raises:
+      VideoError: the file or any part of it is unusable.
+    """
+    with _opened(source, limits, name) as reader:
+        yield from reader.frames(start, end)
 
 
 def count_frames(
@@ -344,6 +365,32 @@ class _Reader:
                 return frames
         return self._read_counted(choose, start, end)
 
+    def frames(self, start: float | None, end: float | None) -> Iterator[np.ndarray]:
+        if not self.exact_times:
+            count = self.count()
+            first, stop = self._range(self._counted_times(count, start, end), start, end)
+            for i, frame in enumerate(self._decode(self._packets)):
+                if first <= i < stop:
+                    yield self._to_rgb(frame)
+            return
+        first, stop = self._usable(start, end)
+        wanted = set(self._shown_pts[first:stop])
+        for frame in self._decode(self._packets):
+            if frame.pts in wanted:
+                wanted.remove(frame.pts)
+                yield self._to_rgb(frame)
+        if wanted:
+            raise VideoError(
+                self._path, f"{len(wanted)} of {stop - first} frames cannot be decoded"
+            )
+
+    def _counted_times(self, count: int, start: float | None, end: float | None) -> np.ndarray:
+        """Times in seconds of frames that are only counted."""
+        rate = float(self._stream.average_rate or self._stream.guessed_rate or 0)
+        if (start is not None or end is not None) and rate <= 0:
+            raise VideoError(self._path, "has neither usable times nor a frame rate for start/end")
+        return np.arange(count) / (rate or 1.0)
+
     def _usable(self, start: float | None, end: float | None) -> tuple[int, int]:
         """The half-open range of frames whose times lie in [start, end)."""
         if start is None and end is None:
@@ -425,10 +472,7 @@ class _Reader:
             count = len(frames)
         else:  # decoded a second time below, rather than held
             count = self.count()
-        rate = float(self._stream.average_rate or self._stream.guessed_rate or 0)
-        if (start is not None or end is not None) and rate <= 0:
-            raise VideoError(self._path, "has neither usable times nor a frame rate for start/end")
-        first, stop = self._range(np.arange(count) / (rate or 1.0), start, end)
+        first, stop = self._range(self._counted_times(count, start, end), start, end)
         chosen = self._choose(choose, stop - first) + first
         wanted, found = set(chosen.tolist()), {}
         for i, frame in enumerate(frames if keep else self._decode(self._packets)):
@@ -559,3 +603,38 @@ def write_video(
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def encode_mp4(frames: Iterable[np.ndarray], *, fps: float | Fraction, gop: int, crf: int) -> bytes:
+    """Encodes frames for random access and cheap decoding: H.264 with a fixed key frame interval.
+
+    The bytes depend on the frames and the encoder's version only, not on the machine.
+
+    Args:
+      frames: uint8 [H, W, 3] each, RGB, all of one size; H and W even. At least one.
+      fps: frames per second; where it is unknown, any number.
+      gop: a key frame every so many frames.
+      crf: constant quality, lower is better.
+
+    Returns:
+      An MP4 file.
+    """
+    rate = Fraction(fps).limit_denominator(1001)
+    options = {
+        "crf": str(crf),
+        "tune": "fastdecode",
+        # With mbtree, equal frames give unequal files.
+        "x264-params": f"mbtree=0:keyint={gop}:min-keyint={gop}:scenecut=0:open-gop=0",
+    }
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=rate, options=options)
+        stream.codec_context.thread_count = 1
+        stream.pix_fmt = "yuv420p"
+        for number, frame in enumerate(frames):
+            if not number:
+                stream.height, stream.width = frame.shape[:2]
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    return file.getvalue()

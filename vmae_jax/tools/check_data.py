@@ -41,7 +41,8 @@ from tqdm import tqdm
 from vmae_jax.data import guard as guards
 from vmae_jax.data.folders import DEFAULT_TEMPLATES
 from vmae_jax.data.manifest import STYLES, Manifest
-from vmae_jax.data.sources import ListedFiles, Source, open_source
+from vmae_jax.data.source import Source
+from vmae_jax.data.sources import ListedFiles, open_source
 from vmae_jax.data.stored import EncodedVideo
 from vmae_jax.data.video import Limits, VideoError, count_frames, probe
 from vmae_jax.errors import UserError
