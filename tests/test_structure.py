@@ -47,6 +47,8 @@ JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 CONFINED = {
     "av": ("data/video.py",),
     "fsspec": ("data/storage.py",),
+    "tensorflow_datasets": ("data/public_sets.py",),
+    "array_record": ("data/records.py", "data/prepare.py"),
     "torch": ("convert/", "tools/bench"),
     "transformers": ("convert/", "tools/bench"),
     "wandb": ("train/",),

@@ -67,7 +67,7 @@ def pretrain_defaults() -> ConfigDict:
     config.masking.normalize_target = True  # per patch and channel, as released
 
     config.data = ConfigDict()
-    # A list of videos, a folder of tools/prepare, or a mixture (TOML); see docs/data.md.
+    # A list of videos, a folder of tools/prepare, tfds:NAME, or a mixture (TOML); docs/data.md.
     config.data.manifest = ""
     config.data.root = ""  # folder or bucket of its paths; "": its own
     config.data.style = "auto"  # auto | csv | path_label | path_start_total

@@ -246,6 +246,19 @@ def test_a_set_is_written_to_a_bucket(videos, prepared):
         fsspec.filesystem("memory").rm("/prepared", recursive=True)
 
 
+def test_beam_makes_the_same_shards(videos, prepared, tmp_path):
+    pytest.importorskip("apache_beam", reason="Apache Beam is not installed (extra `prepare`)")
+    flags = ("--format=mp4", "--crf=4", "--quality=95", "--runner=beam")
+    assert run(videos, tmp_path, *flags) == 0
+    assert contents(tmp_path) == contents(prepared["mp4"])
+
+
+def test_beam_arguments_are_for_beam_only(videos, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(videos, tmp_path, "--", "--project=x")
+    assert "are for --runner=beam" in capsys.readouterr().err
+
+
 def test_a_prepared_set_is_examined(prepared, tmp_path, capsys):
     report = tmp_path / "report.json"
     flags = ["--manifest", str(prepared["jpeg"]), "--workers=1", "--report", str(report)]

@@ -29,6 +29,7 @@ from typing import Any
 from vmae_jax.data import storage
 from vmae_jax.data.manifest import STYLES, ManifestError
 from vmae_jax.data.order import Share
+from vmae_jax.data.public_sets import PREFIX
 from vmae_jax.data.sampling import SAMPLINGS
 from vmae_jax.data.source import Source
 from vmae_jax.data.stored import StoredVideo
@@ -187,7 +188,7 @@ def _open(
     path: str, name: str, fields: dict[str, Any], *, root: str, open_part: Callable[..., Source]
 ) -> Part:
     manifest = fields["manifest"]
-    if not manifest.startswith("tfds:"):
+    if not manifest.startswith(PREFIX):
         manifest = storage.join(root, manifest)
     options = {k: fields[k] for k in ("style",) if k in fields}
     if "root" in fields:

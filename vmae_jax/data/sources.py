@@ -2,6 +2,7 @@
 
 a list of files                 train.csv, and the list styles of `manifest`
 a set that `prepare` made       its folder
+a set of TensorFlow Datasets    tfds:NAME@SPLIT; see `public_sets`
 a mixture of other sources      hybrid.toml; see `mixture`
 """
 
@@ -13,6 +14,7 @@ from vmae_jax.data import storage
 from vmae_jax.data.folders import DEFAULT_TEMPLATES
 from vmae_jax.data.manifest import Clip, Manifest, read_manifest
 from vmae_jax.data.mixture import read_mixture
+from vmae_jax.data.public_sets import PREFIX, PublicSet
 from vmae_jax.data.records import FACTS, RecordSet
 from vmae_jax.data.source import Source
 from vmae_jax.data.stored import EncodedVideo, PictureFolder, StoredVideo
@@ -66,8 +68,8 @@ def open_source(
 
     Args:
       manifest: one of the kinds above, local or in a bucket.
-      root: folder or bucket that listed paths are relative to; "": that of the list or mixture. A
-        prepared set has its paths within it and needs none.
+      root: folder or bucket that listed paths are relative to; "": that of the list or mixture. Of
+        a TFDS set, its `data_dir`. A prepared set needs none.
       style: of a list, or "auto".
       allow_outside: accept listed paths that leave the root.
       templates: names of pictures in folders; see `folders`.
@@ -80,6 +82,8 @@ def open_source(
             open_source, style=style, allow_outside=allow_outside, templates=templates
         )
         return read_mixture(manifest, root=root or storage.parent(manifest), open_part=open_part)
+    if manifest.startswith(PREFIX):
+        return PublicSet(manifest, root)
     if _is_prepared(manifest):
         return RecordSet(manifest.removesuffix(FACTS))
     listed = read_manifest(
