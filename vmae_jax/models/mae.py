@@ -105,6 +105,7 @@ class MaskedAutoencoder(nnx.Module):
         latent = self.encode(patches, visible_idx, grid=grid, keys=stream(keys, 0))
         return self.decode(latent, visible_idx, target_idx, grid=grid, keys=stream(keys, 1))
 
+    @jax.named_scope("encoder")
     def encode(
         self,
         patches: jax.Array,
@@ -128,6 +129,7 @@ class MaskedAutoencoder(nnx.Module):
         tokens = jnp.concatenate([visible, masked], axis=1)
         return add_positions(tokens, table, jnp.concatenate([visible_idx, target_idx], axis=1))
 
+    @jax.named_scope("decoder")
     def decode(
         self,
         latent: jax.Array,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
 
+from vmae_jax.ops.losses import Ratio
 from vmae_jax.systems.base import Batch, System, clip_keys, compute_copy
 from vmae_jax.train import optim
 from vmae_jax.train.sharding import BATCH_AXES
@@ -72,6 +73,10 @@ def make_train_step(
     def train_step(state: TrainState, frozen: Any, batch: Batch, key: jax.Array):
         keys = clip_keys(key, state.step, batch["index"])
         grads, (weight, sums) = summed_gradient(state.params, frozen, batch, keys)
+        return update(state, grads, weight, sums)
+
+    @jax.named_scope("update")
+    def update(state: TrainState, grads: Any, weight: jax.Array, sums: dict[str, Ratio]):
         grads = jax.tree.map(lambda g: g / weight, grads)
         metrics = {name: ratio.total / ratio.weight for name, ratio in sums.items()}
 
