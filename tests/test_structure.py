@@ -35,6 +35,7 @@ ROWS = {
 # whoever starts something has it put together by assemble.
 ALLOWED_BESIDE = {
     ("config", "ops"),
+    ("ops", "chips"),
     ("config", "errors"),
     ("config", "variants"),
     ("distributed", "errors"),

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from vmae_jax.errors import UserError
 from vmae_jax.ops import masking
+from vmae_jax.ops.attention import IMPLEMENTATIONS
 from vmae_jax.ops.patches import Grid, grid_of
 from vmae_jax.ops.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from vmae_jax.variants import VIDEOMAE_DECODERS, VIT_VARIANTS, StackSpec
@@ -28,7 +29,7 @@ def stack(spec: StackSpec) -> ConfigDict:
     return ConfigDict(
         {
             **dataclasses.asdict(spec),
-            # auto: XLA, or cuDNN flash on GPU, or splash on TPU for the decoder.
+            # auto: cuDNN's flash kernel on GPUs, ours (packed) on TPUs, XLA elsewhere.
             "attention": "auto",
             # none | named (keep matrix products, recompute the rest) | full (keep block inputs).
             "remat": "named",
@@ -410,7 +411,7 @@ _CHECKS: tuple[_Check, ...] = (
         check
         for part in ("model.encoder", "model.decoder")
         for check in (
-            _one_of(f"{part}.attention", "auto", "xla", "xla_f32", "cudnn", "splash"),
+            _one_of(f"{part}.attention", "auto", *IMPLEMENTATIONS),
             _one_of(f"{part}.remat", "none", "named", "full"),
             _fraction(f"{part}.drop_path"),
             *(_at_least(f"{part}.{field}", 1) for field in ("width", "depth", "heads")),

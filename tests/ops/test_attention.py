@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
+from vmae_jax import chips
 from vmae_jax.ops import attention as ops
 
 SHAPES = [(2, 160, 2, 88), (1, 300, 3, 64)]  # an encoder of ViT-g, an odd decoder length
@@ -104,34 +105,45 @@ def test_cosine_attention_clamps_its_scale():
     assert jnp.isfinite(zero).all()
 
 
-@pytest.mark.parametrize(
-    ("stack", "platform", "dtype", "chosen"),
-    [
-        ("encoder", "cpu", "float32", "xla"),
-        ("decoder", "cpu", "bfloat16", "xla"),
-        ("encoder", "gpu", "bfloat16", "cudnn"),
-        ("decoder", "cuda", "bfloat16", "cudnn"),
-        ("decoder", "gpu", "float32", "xla"),
-        ("encoder", "tpu", "bfloat16", "xla"),
-        ("decoder", "tpu", "bfloat16", "splash"),
-    ],
-)
-def test_auto_chooses_by_stack_and_machine(stack, platform, dtype, chosen):
-    assert ops.choose_attention("auto", stack=stack, platform=platform, dtype=dtype) == chosen
+ENCODER = {"tokens": 160, "heads": 12, "head_dim": 64}
+LONG = {"tokens": 11552, "heads": 12, "head_dim": 64}
 
 
 @pytest.mark.parametrize(
-    ("impl", "platform", "dtype", "words"),
+    ("chip", "shape", "dtype", "chosen"),
     [
-        ("cudnn", "cpu", "bfloat16", "needs a GPU"),
-        ("cudnn", "gpu", "float32", "float32"),
-        ("splash", "gpu", "bfloat16", "needs a TPU"),
-        ("flash", "gpu", "bfloat16", "xla, xla_f32, cudnn, splash"),
+        ("cpu", ENCODER, "float32", "xla"),
+        ("cpu", LONG, "bfloat16", "xla"),
+        ("h100", ENCODER, "bfloat16", "cudnn"),
+        ("a100", LONG, "bfloat16", "cudnn"),
+        ("h100", LONG, "float32", "xla"),
+        ("h100", ENCODER | {"head_dim": 12}, "bfloat16", "xla"),
+        ("v5e", ENCODER, "bfloat16", "packed"),
+        ("v5e", LONG, "bfloat16", "splash"),  # more than fits on the chip
+        ("v4", ENCODER, "bfloat16", "packed"),
+        ("v4", ENCODER | {"tokens": 944}, "bfloat16", "splash"),
+        ("v6e", ENCODER, "float32", "xla"),
+        ("v6e", ENCODER | {"tokens": 944}, "float32", "splash"),
     ],
 )
-def test_choices_that_cannot_run_are_refused(impl, platform, dtype, words):
+def test_auto_chooses_by_stack_and_chip(chip, shape, dtype, chosen):
+    assert ops.choose_attention("auto", chip=chips.named(chip), dtype=dtype, **shape) == chosen
+
+
+@pytest.mark.parametrize(
+    ("impl", "chip", "shape", "dtype", "words"),
+    [
+        ("cudnn", "cpu", ENCODER, "bfloat16", "needs a GPU"),
+        ("cudnn", "h100", ENCODER, "float32", "float32"),
+        ("splash", "h100", ENCODER, "bfloat16", "needs a TPU"),
+        ("packed", "cpu", ENCODER, "bfloat16", "needs a TPU"),
+        ("packed", "v5e", LONG, "bfloat16", "11552 tokens"),
+        ("flash", "h100", ENCODER, "bfloat16", "xla, xla_f32, cudnn, packed, splash"),
+    ],
+)
+def test_choices_that_cannot_run_are_refused(impl, chip, shape, dtype, words):
     with pytest.raises(ValueError, match=words):
-        ops.choose_attention(impl, stack="encoder", platform=platform, dtype=dtype)
+        ops.choose_attention(impl, chip=chips.named(chip), dtype=dtype, **shape)
 
 
 def test_attention_refuses_auto_and_other_shapes():

@@ -14,6 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from vmae_jax.models import init
 from vmae_jax.ops.attention import IMPLEMENTATIONS, attention, cosine_queries_keys
 from vmae_jax.ops.drop_path import drop_path
+from vmae_jax.ops.packed_attention import packed_attention
 
 REMAT_POLICIES = ("none", "named", "full")
 SAVED_NAMES = ("qkv", "context", "attn_out", "mlp_hidden", "mlp_out")
@@ -143,19 +144,34 @@ class Attention(nnx.Module):
         self.options = options
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        q, k, v = self._project(x)
-        options = self.options
-        if options.cosine_attention:
-            q, k = cosine_queries_keys(q, k, self.scale[...])
-            scale = 1.0
-        elif options.qk_scale:  # 0 means the default, as in the released code
-            scale = options.qk_scale
+        if self.options.attention == "packed" and not self.options.cosine_attention:
+            context = packed_attention(self._packed(x), heads=self.heads, scale=self._scale())
         else:
-            scale = self.head_dim**-0.5
-        context = attention(q, k, v, scale=scale, impl=options.attention)
-        context = checkpoint_name(context, "context")
-        batch, tokens = x.shape[:2]
-        return checkpoint_name(self.proj(context.reshape(batch, tokens, -1)), "attn_out")
+            context = self._separate(x)
+        return checkpoint_name(self.proj(checkpoint_name(context, "context")), "attn_out")
+
+    def _scale(self) -> float:
+        if self.options.cosine_attention:
+            return 1.0
+        # 0 means the default, as in the released code.
+        return self.options.qk_scale or self.head_dim**-0.5
+
+    def _packed(self, x: jax.Array) -> jax.Array:
+        """[B, N, 3*heads*head_dim], as the kernel lies."""
+        dtype = self.options.dtype
+        y = x.astype(dtype) @ self.qkv.kernel[...].astype(dtype)
+        if self.options.qkv_bias:
+            q_bias, v_bias = self.q_bias[...], self.v_bias[...]
+            bias = jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias])
+            y = y + bias.astype(dtype)
+        return checkpoint_name(y, "qkv")
+
+    def _separate(self, x: jax.Array) -> jax.Array:
+        q, k, v = self._project(x)
+        if self.options.cosine_attention:
+            q, k = cosine_queries_keys(q, k, self.scale[...])
+        context = attention(q, k, v, scale=self._scale(), impl=self.options.attention)
+        return context.reshape(*x.shape[:2], -1)
 
     def _project(self, x: jax.Array) -> list[jax.Array]:
         # Three matmuls rather than one and a split: each result gets the layout attention wants.

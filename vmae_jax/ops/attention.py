@@ -6,68 +6,71 @@ Implementations:
   xla_f32  everything in float32 at the highest matmul precision; the reference for parity.
   cudnn    fused kernel on NVIDIA GPUs (bfloat16 or float16), asked for by name because JAX's
            default never selects it; head sizes that are multiples of 8 need no padding.
-  splash   fused Pallas kernel on TPUs with a fused backward pass; pads the tokens to the block
-           size, never the head.
+  packed   our Pallas kernel on TPUs: a whole clip at a time, no padding; see packed_attention.py.
+           It takes q, k and v side by side, which the layers hand it without a detour.
+  splash   JAX's Pallas kernel on TPUs, for sequences that are too long for `packed`; pads the
+           tokens to the block size, never the head.
 """
 
 import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, PartitionSpec
 
-IMPLEMENTATIONS = ("xla", "xla_f32", "cudnn", "splash")
-STACKS = ("encoder", "decoder")
+from vmae_jax.chips import Chip
+from vmae_jax.ops.packed_attention import packed_attention, packed_vmem_bytes
+from vmae_jax.ops.per_device import per_device
+
+IMPLEMENTATIONS = ("xla", "xla_f32", "cudnn", "packed", "splash")
+_VMEM_SHARE = 0.8  # of it that one kernel may ask for
+_LONG = 512  # tokens from which scores in HBM cost more than splash's padding
 
 
 def choose_attention(
-    impl: str,
-    *,
-    stack: str,
-    platform: str,
-    dtype: str,
-    head_dim: int = 64,
-    capability: float | None = None,
+    impl: str, *, chip: Chip, dtype: str, tokens: int, heads: int, head_dim: int
 ) -> str:
-    """Resolves "auto" and checks an explicit choice against the machine.
+    """Resolves "auto" and checks an explicit choice against the chip.
 
     Args:
       impl: "auto" or one of IMPLEMENTATIONS.
-      stack: "encoder" (100-200 tokens) or "decoder" (1000-2000).
-      platform: "cpu", "gpu" or "tpu", as `jax.default_backend()` names it.
+      chip: where it will run. cuDNN's flash kernel needs capability 8.0 (Ampere).
       dtype: compute dtype, e.g. "bfloat16".
-      head_dim: width of a head; cuDNN takes multiples of 8.
-      capability: CUDA compute capability, if known; cuDNN's flash kernel needs 8.0 (Ampere).
+      tokens, heads, head_dim: of the stack; cuDNN takes widths that are multiples of 8.
 
     Returns:
       one of IMPLEMENTATIONS.
 
     Raises:
-      ValueError: unknown names, or an implementation that cannot run there.
+      ValueError: an unknown name, or an implementation that cannot run there.
     """
-    if stack not in STACKS:
-        raise ValueError(f"unknown stack {stack!r}; choose one of {', '.join(STACKS)}")
-    platform = {"cuda": "gpu", "rocm": "gpu"}.get(platform, platform)
     half = str(dtype) in ("bfloat16", "float16")
+    needed = packed_vmem_bytes(tokens, heads, head_dim, 2 if half else 4) / 2**20
+    fits = needed <= _VMEM_SHARE * (chip.vmem_mib or 0.0)
     if impl == "auto":
-        recent = capability is None or capability >= 8.0
-        if platform == "gpu" and half and recent and head_dim % 8 == 0:
+        recent = chip.capability is None or chip.capability >= 8.0
+        if chip.platform == "gpu" and half and recent and head_dim % 8 == 0:
             return "cudnn"
-        # On TPUs the scores of a short encoder sequence are cheaper than a kernel's padding.
-        if platform == "tpu" and stack == "decoder":
+        if chip.platform == "tpu" and half and fits:
+            return "packed"
+        if chip.platform == "tpu" and tokens >= _LONG:
             return "splash"
         return "xla"
     if impl not in IMPLEMENTATIONS:
         raise ValueError(
             f"unknown attention {impl!r}; choose auto or one of {', '.join(IMPLEMENTATIONS)}"
         )
-    if impl == "cudnn" and not (platform == "gpu" and half):
+    if impl == "cudnn" and not (chip.platform == "gpu" and half):
         raise ValueError(
-            f"attention 'cudnn' needs a GPU and bfloat16 or float16, got {platform} and {dtype}; "
-            "use 'auto'"
+            f"attention 'cudnn' needs a GPU and bfloat16 or float16, got {chip.platform} and "
+            f"{dtype}; use 'auto'"
         )
-    if impl == "splash" and platform != "tpu":
-        raise ValueError(f"attention 'splash' needs a TPU, got {platform}; use 'auto'")
+    if impl in ("packed", "splash") and chip.platform != "tpu":
+        raise ValueError(f"attention {impl!r} needs a TPU, got {chip.platform}; use 'auto'")
+    if impl == "packed" and not fits:
+        raise ValueError(
+            f"attention 'packed' needs {needed:.0f} MiB of the memory inside a {chip.name}, which "
+            f"has {chip.vmem_mib or 0:.0f}, for {tokens} tokens in {heads} heads; use 'auto'"
+        )
     return impl
 
 
@@ -96,6 +99,9 @@ def attention(
         return _xla(*full, scale, precision=jax.lax.Precision.HIGHEST).astype(q.dtype)
     if impl == "cudnn":
         return jax.nn.dot_product_attention(q, k, v, scale=scale, implementation="cudnn")
+    if impl == "packed":
+        packed = jnp.concatenate([x.reshape(*x.shape[:2], -1) for x in (q, k, v)], axis=-1)
+        return packed_attention(packed, heads=q.shape[2], scale=scale).reshape(q.shape)
     if impl == "splash":
         return splash(q, k, v, scale=scale)
     raise ValueError(
@@ -176,19 +182,7 @@ def splash(
     Args:
       interpret: run the kernel's program in plain JAX on any machine (slow; for tests).
     """
-    local = functools.partial(_splash_local, scale=scale, interpret=interpret)
-    mesh = jax.sharding.get_abstract_mesh()
-    auto = tuple(
-        name
-        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-        if kind == AxisType.Auto
-    )
-    if not auto:  # no mesh, or already inside shard_map
-        return local(q, k, v)
-    # Every mesh axis carries batch in this house; a batch too small to share (of a picture) is
-    # computed by all. The kernel does not annotate varying axes.
-    spec = PartitionSpec(auto if q.shape[0] % mesh.size == 0 else None)
-    return jax.shard_map(local, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)(q, k, v)
+    return per_device(functools.partial(_splash_local, scale=scale, interpret=interpret), q, k, v)
 
 
 def _splash_local(q, k, v, *, scale, interpret):

@@ -127,7 +127,7 @@ def build(config: ConfigDict, chip: Chip) -> System:
         macs=macs,
         train_flops=flops.training_flops(macs),
         choices={
-            f"{stack} attention": stack_options(config.model, stack, chip).attention
+            f"{stack} attention": stack_options(config, stack, chip).attention
             for stack in ("encoder", "decoder")
         },
         reconstruct=reconstruct,
@@ -151,37 +151,38 @@ def make_network(config: ConfigDict, chip: Chip) -> Functional:
             _spec(config.model.encoder),
             _spec(config.model.decoder),
             values=counts.patch_values,
-            encoder_options=stack_options(config.model, "encoder", chip),
-            decoder_options=stack_options(config.model, "decoder", chip),
+            encoder_options=stack_options(config, "encoder", chip),
+            decoder_options=stack_options(config, "decoder", chip),
             rngs=rngs,
         )
     )
 
 
-def stack_options(model: ConfigDict, stack: str, chip: Chip) -> StackOptions:
+def stack_options(config: ConfigDict, stack: str, chip: Chip) -> StackOptions:
     """How the blocks of one stack ("encoder" or "decoder") are built and run on a chip."""
-    part = model[stack]
+    model, part = config.model, config.model[stack]
     return StackOptions(
         cosine_attention=model.cosine_attention,
         layer_scale=model.layer_scale,
         gelu=model.gelu,
         drop_path=part.drop_path,
-        attention=_attention(part, stack, model.dtype, chip),
+        attention=_attention(config, stack, chip),
         dtype=model.dtype,
         remat=part.remat,
         scan=model.layers == "scan",
     )
 
 
-def _attention(part: ConfigDict, stack: str, dtype: str, chip: Chip) -> str:
+def _attention(config: ConfigDict, stack: str, chip: Chip) -> str:
+    part, counts = config.model[stack], token_counts(config)
     try:
         return choose_attention(
             part.attention,
-            stack=stack,
-            platform=chip.platform,
-            dtype=dtype,
+            chip=chip,
+            dtype=config.model.dtype,
+            tokens=counts.visible + (counts.targets if stack == "decoder" else 0),
+            heads=part.heads,
             head_dim=part.width // part.heads,
-            capability=chip.capability,
         )
     except ValueError as error:
         raise ConfigError(f"config.model.{stack}.attention: {error}") from error

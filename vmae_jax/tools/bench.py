@@ -258,7 +258,7 @@ def _parser() -> argparse.ArgumentParser:
     step.add_argument("--config", required=True, help="recipe, e.g. configs/v2_vitb.py")
     step.add_argument("--clips", type=int, default=8, help="per step, over all devices")
     step.add_argument("--dtype", choices=["bfloat16", "float32"], help="default: the recipe's")
-    step.add_argument("--attention", help="auto, xla, xla_f32, cudnn or splash")
+    step.add_argument("--attention", help="for both stacks: auto or one that config.py names")
     step.add_argument("--remat", help="none, named or full")
     step.add_argument("--decoder-mask", choices=["recipe", "none"], default="recipe")
     step.add_argument("--steps", type=int, default=10)
