@@ -53,6 +53,13 @@ def test_cycles_are_multiplied_by_the_loop(program):
     }
 
 
+def test_the_costliest_instructions_come_first(program):
+    assert [(i.name, cycles) for i, cycles in program.costliest(2)] == [
+        ("fusion.1", 500),
+        ("fusion.2", 100),
+    ]
+
+
 def test_dtypes_and_donation(program):
     assert program.dtypes == {"f32", "bf16", "s32", "u8", "u32", "pred"}
     assert program.donated == 2

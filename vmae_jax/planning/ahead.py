@@ -135,7 +135,6 @@ class Step:
       compile_s: time that compiling took here.
       peak_bytes: most memory in use at once; where it does not fit, what would be needed.
       state_bytes: parameters, moments and average.
-      donated: arrays of the state whose memory the new state takes over.
       state_arrays: arrays of the state.
       refusal: the compiler's words if the program does not fit into memory; else "".
     """
@@ -144,7 +143,6 @@ class Step:
     compile_s: float
     peak_bytes: int
     state_bytes: int
-    donated: int
     state_arrays: int
     refusal: str = ""
 
@@ -173,11 +171,11 @@ def compile_step(system: System, run: Run, mesh: Mesh, *, clips: int) -> Step:
                 raise PlanError(f"the compiler refused the step: {_first_line(error)}") from error
             elapsed = time.perf_counter() - begin
             words = str(error)
-            return Step(None, elapsed, needed_bytes(words), state_bytes, 0, len(leaves), words)
+            return Step(None, elapsed, needed_bytes(words), state_bytes, len(leaves), words)
         elapsed = time.perf_counter() - begin
     program = Program(compiled.as_text())
     peak = _peak_bytes(compiled.memory_analysis())
-    return Step(program, elapsed, peak, state_bytes, program.donated, len(leaves))
+    return Step(program, elapsed, peak, state_bytes, len(leaves))
 
 
 def _arguments(system: System, run: Run, mesh: Mesh, clips: int) -> tuple[Any, Any, Any, Any]:

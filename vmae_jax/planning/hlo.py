@@ -164,6 +164,10 @@ class Program:
                 if found:
                     yield instruction, int(found[1]) * times
 
+    def costliest(self, count: int) -> list[tuple[Instruction, int]]:
+        """The `count` instructions with the most estimated cycles per step."""
+        return sorted(self.costs(), key=lambda cost: cost[1], reverse=True)[:count]
+
     def cycles_by_scope(self, scopes: Sequence[str]) -> dict[str, int]:
         """The estimates, shared out by the `jax.named_scope` that an instruction came from.
 

@@ -34,6 +34,7 @@ from vmae_jax.systems.base import System
 from vmae_jax.train.sharding import fsdp_degree, make_mesh
 
 _GIB = 2**30
+_COSTLIEST = 40  # instructions listed in the JSON
 # jax.named_scope of the step's parts.
 _SCOPES = ("targets", "encoder", "decoder", "update")
 
@@ -149,6 +150,15 @@ def _program(step: ahead.Step) -> dict[str, Any]:
         "state_arrays": step.state_arrays,
         "donated": program.donated,
         "estimated_cycles": program.cycles_by_scope(_SCOPES),
+        "costliest": [
+            {
+                "cycles": cycles,
+                "opcode": instruction.opcode,
+                "shape": instruction.shape,
+                "source": instruction.source,
+            }
+            for instruction, cycles in program.costliest(_COSTLIEST)
+        ],
         "collectives": [dataclasses.asdict(c) for c in program.collectives],
     }
 
@@ -346,7 +356,9 @@ def _define_flags() -> None:
     flags.DEFINE_float(
         "efficiency", 0.5, "Assumed share of the chip's peak that the arithmetic reaches."
     )
-    flags.DEFINE_string("json", "", "Also write the plan to this file.")
+    flags.DEFINE_string(
+        "json", "", "Also write the plan to this file, with the costliest instructions."
+    )
     flags.DEFINE_bool("search", False, "Try the lists below and rank what fits.")
     flags.DEFINE_list("try_clips", ["16", "32", "64"], "Clips per chip to try.")
     flags.DEFINE_list("try_remat", ["named", "full"], "Policies of the encoder to try.")
