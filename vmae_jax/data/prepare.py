@@ -215,38 +215,32 @@ def write_shard(
     Args:
       job: which.
       progress: called with numbers of rows that were dealt with.
-      stop: leaves the shard unfinished when it is set.
+      stop: ends it between two videos when it is set.
+
+    Raises:
+      CancelledError: `stop` was set.
+      OSError: what is made cannot be written.
     """
     if _is_done(job):
         progress(len(job.clips))
         return
-    rows, failures = [], []
-    with tempfile.TemporaryDirectory(prefix="vmae_prepare_") as folder:
-        shard = Path(folder) / job.shard
-        with contextlib.closing(_writer(str(shard))) as writer:
+    rows: list[dict[str, Any]] = []
+    failures: list[dict[str, Any]] = []
+    with storage.writing(storage.join(job.out, job.shard)) as file:
+        with contextlib.closing(_writer(str(file))) as writer:
             for number, (name, result) in enumerate(zip(job.names, _convert_all(job), strict=True)):
                 if stop is not None and stop.is_set():
-                    return
+                    raise futures.CancelledError
                 row = {"row": job.first_row + number, "name": name}
                 if isinstance(result, bytes):
-                    header, _ = records.unpack(result, name)
                     writer.write(result)
-                    rows.append({**row, "label": header["label"], "bytes": len(result)})
+                    label = job.clips[number].label
+                    rows.append({**row, "label": label, "bytes": len(result)})
                 else:
                     failures.append({**row, "reason": result.reason})
                 progress(1)
-        note = {
-            "claim": job.claim,
-            "shard": {
-                "file": job.shard,
-                "videos": len(rows),
-                "bytes": shard.stat().st_size,
-                "sha256": _file_sha256(shard),
-            },
-            "rows": rows,
-            "failures": failures,
-        }
-        storage.put(shard, storage.join(job.out, job.shard))
+        shard = records.Shard(job.shard, len(rows), file.stat().st_size, _file_sha256(file))
+    note = {"claim": job.claim, "shard": asdict(shard), "rows": rows, "failures": failures}
     storage.write(job.note, json.dumps(note).encode())
 
 

@@ -193,6 +193,7 @@ class RecordSet(Source):
         try:
             record = _reader(path).read([place])[0]
         except (RuntimeError, ValueError, OSError, IndexError) as error:
+            _reader.cache_clear()  # a reader stays bad once it has failed, the storage may not
             raise VideoError(where, f"cannot be read ({error})") from None
         if len(record) > limits.max_bytes:
             raise VideoError(where, f"{len(record)} bytes exceed the limit of {limits.max_bytes}")

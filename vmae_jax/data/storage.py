@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import posixpath
-import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,25 +73,32 @@ def write(path: str, data: bytes) -> None:
             filesystem, place = _filesystem(path)
             filesystem.pipe_file(place, data)
         return
-    local = Path(path)
-    local.parent.mkdir(parents=True, exist_ok=True)
-    partial = local.with_name(f".{local.name}.partial")
-    partial.write_bytes(data)
-    partial.replace(local)
+    with writing(path) as file:
+        file.write_bytes(data)
 
 
-def put(file: Path, path: str) -> None:
-    """Moves a local file to a path; it appears under its name only once it is complete."""
+@contextlib.contextmanager
+def writing(path: str) -> Iterator[Path]:
+    """Gives a local file to write; it appears at `path` when the block ends, and not if it raises.
+
+    For a local path it is a hidden file beside it, for a bucket one in the temporary folder.
+    """
     if is_remote(path):
-        with _client_errors():
-            filesystem, place = _filesystem(path)
-            filesystem.put_file(str(file), place)
+        with tempfile.TemporaryDirectory(prefix="vmae_") as folder:
+            partial = Path(folder) / posixpath.basename(path)
+            yield partial
+            with _client_errors():
+                filesystem, place = _filesystem(path)
+                filesystem.put_file(str(partial), place)
         return
     local = Path(path)
     local.parent.mkdir(parents=True, exist_ok=True)
     partial = local.with_name(f".{local.name}.partial")
-    shutil.move(file, partial)  # may be another disk
-    partial.replace(local)
+    try:
+        yield partial
+        partial.replace(local)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
