@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 
 import fsspec
 import numpy as np
@@ -205,6 +206,27 @@ def test_a_file_that_hangs_costs_only_itself(videos, tmp_path):
     assert report["videos"] == 2
 
 
+def test_a_machine_without_room_ends_the_run_instead_of_losing_the_videos(
+    videos, tmp_path, capsys, monkeypatch
+):
+    class Full:
+        def submit(self, *_):
+            raise BrokenProcessPool
+
+        def shutdown(self, **_):
+            pass
+
+    monkeypatch.setattr(prepare, "_one_process", lambda _: Full())
+    assert run(videos, tmp_path, "--shards=1") == 2
+    assert "4 processes died one after another, the last at" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["settings.json"]
+
+
+def test_what_is_prepared_is_a_list(prepared, tmp_path, capsys):
+    assert main(["--manifest", str(prepared["mp4"]), "--out", str(tmp_path / "out")]) == 2
+    assert "is a prepared set (mp4); what can be prepared is a list" in capsys.readouterr().err
+
+
 def test_a_set_begun_otherwise_is_refused(videos, prepared, capsys):
     assert run(videos, prepared["mp4"], "--crf=30") == 2
     said = capsys.readouterr().err
@@ -267,7 +289,7 @@ def test_a_prepared_set_is_examined(prepared, tmp_path, capsys):
     assert [(p["path"], p["kind"]) for p in found["problems"]] == [("v 2.mp4", "short")]
     assert found["classes"] == {"run": 2, "sit": 2} and found["good"] == 4
     assert check_data.main([*flags, "--out", str(tmp_path / "clean.csv")]) == 2
-    assert "is not a list of files" in capsys.readouterr().err
+    assert "is a prepared set (jpeg); leave it out" in capsys.readouterr().err
 
 
 # --- What can be wrong with a set -------------------------------------------------------------

@@ -47,6 +47,7 @@ from vmae_jax.errors import UserError
 REPORT = "report.json"
 _CLAIM = "notes/settings.json"
 _RATE = 25.0  # frames per second where none is known; nothing that reads by frame depends on it
+_MOST_DEATHS = 4  # in a row; fewer may be the fault of the files
 _DIED = "the process that converted it died (a crash in the decoder, a hang, or want of memory)"
 
 
@@ -220,6 +221,7 @@ def write_shard(
     Raises:
       CancelledError: `stop` was set.
       OSError: what is made cannot be written.
+      PrepareError: the machine has no room for the work.
     """
     if _is_done(job):
         progress(len(job.clips))
@@ -257,19 +259,31 @@ def _is_done(job: Job) -> bool:
 
 
 def _convert_all(job: Job) -> Iterator[bytes | VideoError]:
-    """Converts the videos of a job, in order, in a process that may die of one of them."""
-    pool = None
+    """Converts the videos of a job, in order, in a process that may die of one of them.
+
+    Raises:
+      PrepareError: it died of several in a row, so hardly because of what they are.
+    """
+    pool, deaths = None, 0
     try:
         for name, clip in zip(job.names, job.clips, strict=True):
             pool = pool or _one_process(job)
             try:
-                yield pool.submit(_convert_in_process, name, clip).result()
+                result = pool.submit(_convert_in_process, name, clip).result()
+                deaths = 0
             except VideoError as error:
-                yield error
+                result, deaths = error, 0
             except BrokenProcessPool:
                 pool.shutdown()
-                pool = None
-                yield VideoError(clip.path, _DIED)
+                pool, deaths = None, deaths + 1
+                if deaths == _MOST_DEATHS:
+                    raise PrepareError(
+                        f"{deaths} processes died one after another, the last at {clip.path}. Look "
+                        "whether memory or the temporary folder is full, lower --workers, and run "
+                        "the same command again."
+                    ) from None
+                result = VideoError(clip.path, _DIED)
+            yield result
     finally:
         if pool is not None:
             pool.shutdown(cancel_futures=True)
@@ -469,10 +483,8 @@ def _json_text(value: Any) -> bytes:
 
 
 def _read_json(path: str) -> Any:
-    """The contents of a file; None if it is not there."""
+    """The contents of a file; None if it is not there or not whole, as after a loss of power."""
     try:
         return json.loads(storage.read(path))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return None
-    except ValueError:
-        raise PrepareError(f"{path} is damaged; delete it and run again.") from None

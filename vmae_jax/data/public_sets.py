@@ -79,6 +79,7 @@ class PublicSet(Source):
         try:
             record = opened.records[i]
         except (RuntimeError, ValueError, OSError, IndexError) as error:
+            _open.cache_clear()  # a reader stays bad once it has failed, the storage may not
             raise VideoError(where, f"cannot be read ({error})") from None
         if len(record) > limits.max_bytes:
             raise VideoError(where, f"{len(record)} bytes exceed the limit of {limits.max_bytes}")

@@ -34,6 +34,7 @@ INDEX = "index.csv"
 _VERSION = 1
 _MAGIC = b"vmr1"
 _PREFIX = struct.Struct("<4sI")
+_BUFFER_BYTES = 1 << 15
 _OPEN_SHARDS = 256  # per process; a set may have more than a process may open files
 
 
@@ -156,7 +157,7 @@ class RecordSet(Source):
                 f"{folder}: {FACTS} counts {facts.videos} videos, its shards {self._stops[-1]}, "
                 f"{INDEX} {len(self._index)}; the files are of different sets. Prepare it again."
             )
-        self.style = f"records of kind {facts.kind}"
+        self.style = f"prepared set ({facts.kind})"
         self.sha256, self.class_names = facts.sha256, self._index.class_names
         self.num_classes = self._index.num_classes
 
@@ -215,5 +216,7 @@ class RecordSet(Source):
 def _reader(path: str):
     from array_record.python import array_record_module  # not on every platform
 
-    # No reading ahead: records are wanted one by one, in no order.
-    return array_record_module.ArrayRecordReader(path, options="readahead_buffer_size:0")
+    # No reading ahead and small buffers: records are wanted one by one, in no order.
+    return array_record_module.ArrayRecordReader(
+        path, options="readahead_buffer_size:0", file_reader_buffer_size=_BUFFER_BYTES
+    )

@@ -59,6 +59,10 @@ _EXIT_CODES = """exit codes:
 """
 
 
+class CheckError(UserError):
+    """Something that cannot be done with this source."""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line.
 
@@ -91,7 +95,9 @@ def _report(args: argparse.Namespace) -> dict:
         templates=(("", args.frame_template),) if args.frame_template else DEFAULT_TEMPLATES,
     )
     if args.out and not isinstance(source, ListedFiles):
-        raise UserError(f"--out writes a cleaned list, but {args.manifest} is not a list of files.")
+        raise CheckError(
+            f"--out writes a cleaned list, but {args.manifest} is a {source.style}; leave it out."
+        )
     findings = check(
         source,
         min_frames=args.min_frames,

@@ -77,7 +77,9 @@ def _prepare(args: argparse.Namespace, beam_arguments: list[str]) -> dict:
         templates=templates,
     )
     if not isinstance(source, ListedFiles):
-        raise UserError(f"{args.manifest} is {source.style}; what is prepared is a list of files.")
+        raise prepare.PrepareError(
+            f"{args.manifest} is a {source.style}; what can be prepared is a list of files."
+        )
     jobs = prepare.plan(
         source,
         args.out,
