@@ -69,7 +69,11 @@ EXTRAS = {
     # Reads released PyTorch files, in a process of its own. Before 2.6, weights_only was unsafe.
     "convert": ["torch>=2.6"],
     # The same work in PyTorch, for the figures in benchmarks/.
-    "bench": ["torch>=2.6", "transformers>=4.46"],
+    "bench": [
+        "torch>=2.6",
+        "transformers>=4.46",
+        "decord>=0.6; platform_machine == 'x86_64'",
+    ],
     "prepare": ["apache-beam>=2.70"],
     # Videos and lists in buckets.
     "gcs": ["gcsfs>=2025.3"],

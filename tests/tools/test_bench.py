@@ -37,13 +37,20 @@ def test_data_figures_name_every_stage(tmp_path, capsys):
     generate(tmp_path / "videos", num_videos=10)
     out = tmp_path / "figures.jsonl"
     manifest = f"--manifest={tmp_path / 'videos' / 'train.csv'}"
-    flags = ["data", manifest, "--videos=4", "--batch=2", "--workers=0", "--repeats=2", "--size=32"]
-    assert bench.main([*flags, f"--json={out}"]) == 0
-    row = json.loads(out.read_text())
-    stages = [row[f"{name}_ms"] for name in ("read", "decode", "crop_resize")]
-    assert min(stages) > 0
-    assert row["clips_per_s_per_core"] == pytest.approx(2000 / sum(stages))
-    assert row["bytes_per_clip"] == 16 * 32 * 32 * 3
+    flags = ["data", manifest, "--videos=4", "--batch=2", "--repeats=2", "--size=32"]
+    flags += ["--resize=device", "--canvas=70x80", f"--json={out}"]
+    for workers in (0, 1):
+        assert bench.main([*flags, f"--workers={workers}"]) == 0
+    for line in out.read_text().splitlines():
+        row = json.loads(line)
+        names = ("read", "index", "decode", "convert", "crop", "batch_and_transport")
+        parts = [row[f"{name}_ms"] for name in names]
+        assert min(parts[:5]) > 0
+        assert sum(parts) == pytest.approx(row["host_ms_per_clip"])
+        assert row["clips_per_s_per_core"] == pytest.approx(1000 / row["host_ms_per_clip"])
+        assert row["share_of_vit_b_budget"] == pytest.approx(row["host_ms_per_clip"] / 8)
+        # Half a source clip, its box (4 x 4 bytes), index and label.
+        assert row["mb_per_clip"] == pytest.approx((16 * 70 * 80 * 3 / 2 + 16 + 4 + 4) / 1e6)
 
 
 def test_wrong_config_is_a_sentence(capsys):

@@ -17,6 +17,7 @@ from vmae_jax.data.folders import DEFAULT_TEMPLATES, Choose
 from vmae_jax.data.order import Order
 from vmae_jax.data.source import Source
 from vmae_jax.data.sources import open_source
+from vmae_jax.data.stages import STAGES, recorded, stage
 from vmae_jax.data.stored import StoredVideo
 from vmae_jax.data.video import Limits, VideoError
 from vmae_jax.errors import UserError
@@ -163,6 +164,13 @@ class LoadClips:
 
     def __call__(self, item: int) -> dict[str, np.ndarray]:
         began = time.perf_counter()
+        with recorded() as seconds:
+            element = self._element(item)
+        element["stage_s"] = np.array([seconds[name] for name in STAGES])
+        element["decode_s"] = np.float64(time.perf_counter() - began)
+        return element
+
+    def _element(self, item: int) -> dict[str, np.ndarray]:
         guard = guards.of(self.folder)
         if guard is None or guard.stopped():
             raise PipelineError(CLOSED)
@@ -171,10 +179,7 @@ class LoadClips:
         positions = self.order.local_positions(
             self.start_step + step, self.process_index, self.process_count
         )
-        element = self._load(positions[row], guard)
-        element["decode_s"] = np.float64(time.perf_counter() - began)
-        element["worker"] = np.int64(guard.worker)
-        return element
+        return {**self._load(positions[row], guard), "worker": np.int64(guard.worker)}
 
     def _load(self, position: int, guard: guards.Guard) -> dict[str, np.ndarray]:
         _, offset, record = self.order.locate(position)
@@ -213,7 +218,8 @@ class LoadClips:
         options = dataclasses.replace(self.options, **self.source.overrides(record))
         where = self.source.where(record)
         with guard.clip(where):
-            stored = self.source.fetch(record, options.limits)
+            with stage("read"):
+                stored = self.source.fetch(record, options.limits)
             choose = functools.partial(choose_frames, where=where, options=options, rng=rng)
             frames = read_clip(stored, choose, options)
             return take_crops(frames, options=options, rng=rng), stored.label
@@ -233,8 +239,12 @@ def read_clip(stored: StoredVideo, choose: Choose, options: PipelineOptions) -> 
     Raises:
       VideoError: the video or a frame needed for the clip is unusable.
     """
-    frames = stored.read(choose, options.limits)
-    return transforms.to_grey(frames) if options.channels == 1 else frames
+    with stage("decode"):
+        frames = stored.read(choose, options.limits)
+    if options.channels == 3:
+        return frames
+    with stage("convert"):
+        return transforms.to_grey(frames)
 
 
 def choose_frames(
@@ -275,11 +285,12 @@ def take_crops(
       {"source": uint8 [1, T, *canvas, C], "box": float32 [R, 4]}.
     """
     boxes = [draw_box(*frames.shape[1:3], options=options, rng=rng) for _ in range(options.repeats)]
-    if options.resize == "host":
-        clips = [transforms.crop_resize(frames, box, options.size) for box in boxes]
-        return {"video": np.stack(clips)}
-    source, places = transforms.lay_on_canvas(frames, boxes, options.canvas)
-    return {"source": source[None], "box": places}
+    with stage("crop"):
+        if options.resize == "host":
+            clips = [transforms.crop_resize(frames, box, options.size) for box in boxes]
+            return {"video": np.stack(clips)}
+        source, places = transforms.lay_on_canvas(frames, boxes, options.canvas)
+        return {"source": source[None], "box": places}
 
 
 def draw_box(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import faulthandler
 import functools
 import gc
@@ -66,6 +67,7 @@ _log = logging.getLogger(__name__)
 _LOGGED_FAILURES = 20
 _START_S = 120.0  # for a worker to start: processes, imports, the list
 _ANSWER_S = 5.0  # for workers to answer that they stop, before they are killed
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 _ENDLESS = 2**40  # elements; a run takes what it needs
 # Options that decide what is seen at a position of the run.
 _CLIP_FACTS = (
@@ -96,6 +98,7 @@ class HostBatch:
       records: int64 [b], records of the source that were used, replacements included.
       failures: videos that were replaced in this batch.
       decode_s: float64 [b], seconds from reading a video to its last crop.
+      stage_s: float64 [b, len(STAGES)], processor time by stage; see `stages`.
       worker: int64 [b], which worker made it.
       restarts: times that the workers of this pipeline have been started anew.
     """
@@ -104,6 +107,7 @@ class HostBatch:
     records: np.ndarray
     failures: list[Failure]
     decode_s: np.ndarray
+    stage_s: np.ndarray
     worker: np.ndarray
     restarts: int
     _source: Source = field(repr=False)
@@ -368,6 +372,7 @@ class ClipPipeline:
             records=arrays["record"],
             failures=self._failures(arrays["failed_record"], arrays["failed_reason"]),
             decode_s=arrays["decode_s"],
+            stage_s=arrays["stage_s"],
             worker=arrays["worker"],
             restarts=self._num_restarts,
             _source=self._source,
@@ -537,8 +542,17 @@ def _enter_worker(folder: Path, timeout_s: float, parent: int, worker: int, _wor
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     faulthandler.enable()  # a crash in a decoder says where it was, on stderr
+    _keep_freed_memory()
     if guards.enter(folder, worker, clip_timeout_s=timeout_s, parent=parent) is None:
         sys.exit(1)  # the pipeline was closed while this process started
+
+
+def _keep_freed_memory() -> None:
+    """Has glibc keep what is freed: the system clears each page that it gives out anew."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        set_option = ctypes.CDLL(None).mallopt
+        set_option(_M_MMAP_THRESHOLD, 32 << 20)  # the most that it accepts
+        set_option(_M_TRIM_THRESHOLD, 1 << 30)
 
 
 def _whereabouts(folder: Path) -> str:

@@ -28,6 +28,7 @@ import av.error
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from vmae_jax.data.stages import stage
 from vmae_jax.errors import UserError
 
 # Containers by their FFmpeg names. Playlists and image sequences stay out: they open other files.
@@ -242,15 +243,18 @@ def _opened(source: str | Path | bytes, limits: Limits, name: str | None) -> Ite
         raise VideoError(path, "refers to another file, which is not allowed")
 
     try:
-        with av.open(
-            guard,
-            mode="r",
-            **_OPEN_OPTIONS,
-            buffer_size=_BUFFER_BYTES,
-            io_open=refuse,
-            container_options={"format_whitelist": ",".join(FORMATS)},
-        ) as container:
-            yield _Reader(container, guard, path, limits)
+        with contextlib.ExitStack() as opened:
+            with stage("index"):
+                container = av.open(
+                    guard,
+                    mode="r",
+                    **_OPEN_OPTIONS,
+                    buffer_size=_BUFFER_BYTES,
+                    io_open=refuse,
+                    container_options={"format_whitelist": ",".join(FORMATS)},
+                )
+                reader = _Reader(opened.enter_context(container), guard, path, limits)
+            yield reader
     except VideoError:
         raise
     except av.error.InvalidDataError as error:
@@ -510,14 +514,16 @@ class _Reader:
                 yield frame
 
     def _to_rgb(self, frame: av.VideoFrame) -> np.ndarray:
-        rgb = self._converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-        return np.rot90(rgb, _quarter_turns(frame))
+        with stage("convert"):
+            rgb = self._converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+            return np.rot90(rgb, _quarter_turns(frame))
 
     def _stack(self, found: dict[int, np.ndarray], chosen: np.ndarray) -> np.ndarray:
         shapes = {frame.shape for frame in found.values()}
         if len(shapes) > 1:
             raise VideoError(self._path, f"the picture size changes: {sorted(shapes)}")
-        return np.stack([found[i] for i in chosen.tolist()])
+        with stage("convert"):
+            return np.stack([found[i] for i in chosen.tolist()])
 
 
 def _moving_stream(container, path: str):

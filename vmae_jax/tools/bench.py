@@ -3,17 +3,20 @@ r"""Times training steps and the input pipeline; prints a table and writes JSON.
     python -m vmae_jax.tools.bench step --config=configs/v2_vitb.py --clips=8 --dtype=bfloat16
     python -m vmae_jax.tools.bench step --config=configs/v2_vitb.py --clips=8 --decoder-mask=none
     python -m vmae_jax.tools.bench data --manifest=train.csv --workers=2
+    python -m vmae_jax.tools.bench data --manifest=train.csv --repeats=4 --resize=device
 
 A step is timed on data that is already on the device, between two blocking reads, after warm-up.
 MFU is model FLOPs (matmuls, forward and backward, no recomputation) over the chip's stated peak;
 where that is unknown the achieved TFLOP/s stand alone.
+
+The data pipeline is measured in processor time per training clip: what counts is how many cores a
+host needs, and other programs on the machine then disturb less.
 """
 
 import argparse
-import dataclasses
-import functools
 import importlib.util
 import json
+import multiprocessing
 import os
 import pathlib
 import platform
@@ -29,19 +32,18 @@ from ml_collections import ConfigDict
 
 from vmae_jax import assemble, systems
 from vmae_jax import config as config_lib
-from vmae_jax.data.pipeline import (
-    ClipPipeline,
-    PipelineOptions,
-    choose_frames,
-    read_clip,
-    take_crops,
-)
+from vmae_jax.data.clips import RESIZES
+from vmae_jax.data.pipeline import ClipPipeline, PipelineOptions
+from vmae_jax.data.stages import STAGES
 from vmae_jax.systems.base import System
 from vmae_jax.train import metrics
 from vmae_jax.train.checkpoints import versions
 from vmae_jax.train.sharding import batch_sharding, make_mesh, state_shardings
 from vmae_jax.train.state import make_init
 from vmae_jax.train.step import lower_step, make_train_step
+
+# Processor time of the host that a training clip may take, by the model that it feeds.
+HOST_BUDGETS_MS = {"vit_b": 8.0, "vit_g": 40.0}
 
 
 def provenance() -> dict[str, Any]:
@@ -140,55 +142,51 @@ def _compiled_gib(compiled: Any) -> float | None:
 
 
 def bench_data(options: PipelineOptions, *, videos: int, batch_videos: int) -> dict[str, Any]:
-    """Times the stages of making clips in this process, then the whole pipeline with its workers.
+    """Measures the processor time that the pipeline takes, stage by stage, in this very run.
 
     Args:
       options: of the pipeline.
-      videos: how many are timed.
+      videos: how many are measured.
       batch_videos: batch of the pipeline.
 
     Returns:
-      milliseconds per video and stage; clips per second and core; clips per second of the pipeline.
+      milliseconds of processor time per training clip: by stage, as the workers took it; in all,
+      over all processes; the rest of it, which is putting batches together and passing them on.
+      What part that is of the budgets, rates per core and of the whole pipeline.
     """
-    stages = _time_stages(options, videos)
-    per_video = sum(stages.values())
     with ClipPipeline(options, batch_videos=batch_videos, seed=0) as pipeline:
-        next(pipeline)  # starts the workers
-        batches = max(videos // batch_videos, 1)
-        begin = time.perf_counter()
+        for _ in range(2):  # starts the workers and fills their buffers
+            batch = next(pipeline)
+        stage_s, batches = np.zeros(len(STAGES)), max(videos // batch_videos, 1)
+        begin, cpu_begin = time.perf_counter(), cpu_seconds()
         for _ in range(batches):
             batch = next(pipeline)
-        seconds = time.perf_counter() - begin
+            stage_s += batch.stage_s.sum(axis=0)
+        seconds, cpu_s = time.perf_counter() - begin, cpu_seconds() - cpu_begin
+    clips = batches * len(batch.arrays["index"])
+    host_ms = 1e3 * cpu_s / clips
+    sent = sum(array.nbytes for array in batch.arrays.values())
+    stages_ms = {name: 1e3 * s / clips for name, s in zip(STAGES, stage_s.tolist(), strict=True)}
     return {
-        **{f"{name}_ms": value * 1e3 for name, value in stages.items()},
-        "clips_per_s_per_core": options.repeats / per_video,
-        "pipeline_clips_per_s": batches * batch.arrays["index"].shape[0] / seconds,
+        **{f"{name}_ms": value for name, value in stages_ms.items()},
+        "batch_and_transport_ms": host_ms - sum(stages_ms.values()),
+        "host_ms_per_clip": host_ms,
+        **{f"share_of_{name}_budget": host_ms / most for name, most in HOST_BUDGETS_MS.items()},
+        "clips_per_s_per_core": 1e3 / host_ms,
+        "pipeline_clips_per_s": clips / seconds,
         "pipeline_workers": options.workers,
-        "bytes_per_clip": int(batch.arrays["video"][0].nbytes),
+        "mb_per_clip": sent / len(batch.arrays["index"]) / 1e6,
     }
 
 
-def _time_stages(options: PipelineOptions, videos: int) -> dict[str, float]:
-    """Seconds per video: reading, decoding (listing packets included), cropping all repeats."""
-    source, rng = options.open_source(), np.random.default_rng(0)
-    totals = {"read": 0.0, "decode": 0.0, "crop_resize": 0.0}
-    for record in rng.choice(len(source), videos, replace=videos > len(source)).tolist():
-        choose = functools.partial(
-            choose_frames,
-            where=source.where(record),
-            options=dataclasses.replace(options, **source.overrides(record)),
-            rng=rng,
-        )
-        times = [time.perf_counter()]
-        stored = source.fetch(record, options.limits)  # but pictures of folders, read when decoded
-        times.append(time.perf_counter())
-        frames = read_clip(stored, choose, options)
-        times.append(time.perf_counter())
-        take_crops(frames, options=options, rng=rng)
-        times.append(time.perf_counter())
-        for name, seconds in zip(totals, np.diff(times), strict=True):
-            totals[name] += float(seconds)
-    return {name: total / videos for name, total in totals.items()}
+def cpu_seconds() -> float:
+    """Processor time taken so far by this process and those of its children that live (Linux)."""
+    total = time.process_time()
+    for child in multiprocessing.active_children():
+        # Behind the name, which may hold anything: state is field 3, user and system time 14, 15.
+        fields = pathlib.Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+        total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total
 
 
 def load_config(argument: str) -> ConfigDict:
@@ -238,10 +236,14 @@ def _data_row(args: argparse.Namespace) -> dict[str, Any]:
         stride=args.stride,
         size=(args.size, args.size),
         repeats=args.repeats,
+        resize=args.resize,
+        canvas=args.canvas,
         workers=args.workers,
     )
     row = bench_data(options, videos=args.videos, batch_videos=args.batch)
-    return {"manifest": args.manifest, "size": args.size, "repeats": args.repeats, **row}
+    canvas = {"canvas": "x".join(map(str, args.canvas))} if args.resize == "device" else {}
+    settings = {name: getattr(args, name) for name in ("manifest", "size", "repeats", "resize")}
+    return {**settings, **canvas, **row}
 
 
 def table(row: dict[str, Any]) -> str:
@@ -249,6 +251,12 @@ def table(row: dict[str, Any]) -> str:
     width = max(len(name) for name in row)
     shown = {k: f"{v:.4g}" if isinstance(v, float) else str(v) for k, v in row.items()}
     return "\n".join(f"{name:<{width}}  {value}" for name, value in shown.items())
+
+
+def height_by_width(text: str) -> tuple[int, int]:
+    """Reads a size as it is given on command lines: "256x456"."""
+    height, width = text.split("x")
+    return int(height), int(width)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -272,6 +280,14 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--stride", type=int, default=4)
     data.add_argument("--size", type=int, default=224)
     data.add_argument("--repeats", type=int, default=1)
+    data.add_argument("--resize", choices=RESIZES, default="host")
+    data.add_argument(
+        "--canvas",
+        type=height_by_width,
+        default=(256, 456),
+        help="default: 256x456",
+        metavar="HxW",
+    )
     data.add_argument("--workers", type=int, default=1)
     for one in (step, data):
         one.add_argument("--json", help="also append the figures, as one line, to this file")
