@@ -74,7 +74,7 @@ _CLIP_FACTS = (
     *("frames", "stride", "stride_overrides", "sampling"),
     *("size", "crop", "scales", "channels"),
 )
-_BATCH_ARRAYS = {"video", "source", "box", "index", "label"}  # the others are about them
+_BATCH_ARRAYS = ("video", "source", "box", "index", "label")  # what else comes is about them
 _CHUNK_BYTES = 64 << 20  # of one message from a worker, when its size is left open
 
 
@@ -365,7 +365,8 @@ class ClipPipeline:
                 arrays[key][i * self._chunk : (i + 1) * self._chunk] = part
         merged = {
             key: arrays[key].reshape(-1, *arrays[key].shape[2:])
-            for key in _BATCH_ARRAYS & arrays.keys()
+            for key in _BATCH_ARRAYS
+            if key in arrays
         }
         return HostBatch(
             arrays=merged,
