@@ -1,6 +1,7 @@
 """Preparing a list: what is in the shards, going on after a kill, failures, training from it."""
 
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -222,6 +223,14 @@ def test_a_machine_without_room_ends_the_run_instead_of_losing_the_videos(
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["settings.json"]
 
 
+def test_a_process_that_cannot_start_is_not_the_fault_of_the_videos(
+    videos, tmp_path, capfd, monkeypatch
+):
+    monkeypatch.setattr(prepare, "_enter_process", os.rmdir)  # fails with any arguments of a job
+    assert run(videos, tmp_path / "out", "--shards=1") == 2
+    assert "a process that converts videos cannot start" in capfd.readouterr().err
+
+
 def test_what_is_prepared_is_a_list(prepared, tmp_path, capsys):
     assert main(["--manifest", str(prepared["mp4"]), "--out", str(tmp_path / "out")]) == 2
     assert "is a prepared set (mp4); what can be prepared is a list" in capsys.readouterr().err
@@ -327,6 +336,14 @@ def test_files_that_do_not_belong_together_are_refused(copy):
     facts.write_text("{}")
     with pytest.raises(ManifestError, match=r"not a file that vmae_jax\.tools\.prepare wrote"):
         open_source(str(copy))
+
+
+def test_only_the_wanted_pictures_of_a_record_are_decoded(prepared):
+    stored = open_source(str(prepared["jpeg"])).fetch(0, Limits())
+    damaged = dataclasses.replace(stored, pictures=(b"x", *stored.pictures[1:]))
+    np.testing.assert_array_equal(damaged.read([3, 1], Limits()), stored.read([3, 1], Limits()))
+    with pytest.raises(VideoError, match="the frame number 0 cannot be read"):
+        damaged.read([3, 0], Limits())
 
 
 def test_a_record_is_what_the_layout_says():

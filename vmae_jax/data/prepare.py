@@ -292,9 +292,16 @@ def _convert_all(job: Job) -> Iterator[bytes | VideoError]:
 def _one_process(job: Job) -> futures.ProcessPoolExecutor:
     # spawn: the caller runs threads, and a forked copy of those can hang.
     context = multiprocessing.get_context("spawn")
-    return futures.ProcessPoolExecutor(
+    pool = futures.ProcessPoolExecutor(
         1, mp_context=context, initializer=_enter_process, initargs=(job, os.getpid())
     )
+    try:
+        pool.submit(os.getpid).result()
+    except BrokenProcessPool:
+        raise PrepareError(
+            "a process that converts videos cannot start; what it wrote above says why."
+        ) from None
+    return pool
 
 
 _job: Job | None = None  # of this process, if it converts
