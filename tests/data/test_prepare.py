@@ -145,7 +145,7 @@ def test_a_killed_run_goes_on_where_it_was(videos, prepared, tmp_path):
     process.wait()
     made_at = note.stat().st_mtime_ns
     assert not (tmp_path / "dataset.json").exists()
-    with pytest.raises(ManifestError):
+    with pytest.raises(ManifestError, match=r"a folder without dataset\.json.*run prepare again"):
         open_source(str(tmp_path))
     assert run(videos, tmp_path, "--crf=4", "--quality=95") == 0
     assert note.stat().st_mtime_ns == made_at

@@ -9,10 +9,11 @@ a mixture of other sources      hybrid.toml; see `mixture`
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 
 from vmae_jax.data import storage
 from vmae_jax.data.folders import DEFAULT_TEMPLATES
-from vmae_jax.data.manifest import Clip, Manifest, read_manifest
+from vmae_jax.data.manifest import Clip, Manifest, ManifestError, read_manifest
 from vmae_jax.data.mixture import read_mixture
 from vmae_jax.data.public_sets import PREFIX, PublicSet
 from vmae_jax.data.records import FACTS, RecordSet
@@ -86,6 +87,11 @@ def open_source(
         return PublicSet(manifest, root)
     if _is_prepared(manifest):
         return RecordSet(manifest.removesuffix(FACTS))
+    if not storage.is_remote(manifest) and Path(manifest).is_dir():
+        raise ManifestError(
+            f"{manifest}: a folder without {FACTS}. Name a list of videos; or, if this is a set "
+            "that is being prepared, run prepare again, which goes on where it was ended."
+        )
     listed = read_manifest(
         manifest,
         root=root or storage.parent(manifest),
