@@ -50,9 +50,9 @@ def test_parts_are_grouped_as_in_the_papers():
 
 def test_cores_follow_decoding_and_crops():
     host = estimate.cores_to_feed(70.0, repeats=1, device_crop=False)
-    assert host["original mp4"] == pytest.approx(70 * 60.5 / 1000 / 0.7)
+    assert host["original mp4"] == pytest.approx(70 * (37 + 5.5) / 1000 / 0.7)
     shared = estimate.cores_to_feed(70.0, repeats=4, device_crop=True)
-    assert shared["original mp4"] == pytest.approx(70 * 55 / 4 / 1000 / 0.7)
+    assert shared["original mp4"] == pytest.approx(70 * 37 / 4 / 1000 / 0.7)
 
 
 def test_advice_names_the_fields_in_the_order_of_their_cost():

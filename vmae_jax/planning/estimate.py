@@ -19,10 +19,10 @@ GROUPS = {
 }
 # GB/s of the network between slices, per chip: 200 Gbit/s for a host of four.
 SLICE_GBPS = 6.25
-# ms on one core for one clip of 16 frames: what decoding costs by storage format, measured on
-# Kinetics-like 340 x 256 files (docs/scaling.md says where these come from).
-DECODE_MS = {"original mp4": 55.0, "short-GOP mp4": 17.0, "JPEG frames": 6.0}
-# ms on one core for one crop of 16 frames resized to 224 x 224 by Pillow.
+# ms on one core to read and decode 16 frames of a ten-second video of 454 x 256, by storage format:
+# measured, benchmarks/RESULTS.md ("prepared sets", B).
+DECODE_MS = {"original mp4": 37.0, "short-GOP mp4": 18.0, "JPEG frames": 17.0}
+# ms on one core for one crop of 16 frames resized to 224 x 224 by Pillow: measured, same place.
 HOST_CROP_MS = 5.5
 HOST_BUSY = 0.7  # share of the cores' time that may be spent: one slow file must not stall a step
 
