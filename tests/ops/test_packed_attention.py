@@ -43,30 +43,32 @@ interpreted = functools.partial(packed_attention, interpret=True)
 def inputs(shape, dtype, clips=1):
     tokens, heads, head_dim = shape
     inner = heads * head_dim
-    keys = jax.random.split(jax.random.key(0))
+    keys = jax.random.split(jax.random.key(0), 3)
     qkv = jax.random.normal(keys[0], (clips, tokens, 3 * inner), dtype)
-    return qkv, jax.random.normal(keys[1], (clips, tokens, inner), dtype)
+    bias = jax.random.normal(keys[1], (3 * inner,))
+    return qkv, bias, jax.random.normal(keys[2], (clips, tokens, inner), dtype)
 
 
-def reference(qkv, *, heads, scale):
+def reference(qkv, bias, *, heads, scale):
     """In float32, through the entry point that takes q, k and v apart."""
-    split = jnp.split(qkv.astype(jnp.float32), 3, axis=-1)
-    q, k, v = (x.reshape(*x.shape[:2], heads, -1) for x in split)
-    return ops.attention(q, k, v, scale=scale, impl="xla_f32").reshape(split[0].shape)
+    qkv = (qkv + bias.astype(qkv.dtype)).astype(jnp.float32)
+    q, k, v = (x.reshape(*x.shape[:2], heads, -1) for x in jnp.split(qkv, 3, axis=-1))
+    out = ops.attention(q, k, v, scale=scale, impl="xla_f32")
+    return out.reshape(*out.shape[:2], -1)
 
 
-def value_and_grad(fn, qkv, grad):
-    out, pullback = jax.vjp(jax.jit(fn), qkv)
-    return out, jax.jit(pullback)(grad.astype(out.dtype))[0]
+def value_and_grads(fn, qkv, bias, grad):
+    out, pullback = jax.vjp(jax.jit(fn), qkv, bias)
+    return out, *jax.jit(pullback)(grad.astype(out.dtype))
 
 
 def check_against_float32(shape, dtype):
-    qkv, grad = inputs(shape, dtype)
+    args = inputs(shape, dtype)
     options = {"heads": shape[1], "scale": 0.7 * shape[2] ** -0.5}
-    ours = value_and_grad(functools.partial(interpreted, **options), qkv, grad)
-    wanted = value_and_grad(functools.partial(reference, **options), qkv, grad)
+    ours = value_and_grads(functools.partial(interpreted, **options), *args)
+    wanted = value_and_grads(functools.partial(reference, **options), *args)
+    assert [x.dtype for x in ours] == [dtype, dtype, jnp.float32]
     for got, want in zip(ours, wanted, strict=True):
-        assert got.dtype == dtype
         # bfloat16 rounds the softmax and the results to 8 bits; sums are float32 in both.
         limit = {jnp.float32: 3e-6, jnp.bfloat16: 1e-2}[dtype] * np.abs(want).max()
         assert np.abs(np.asarray(got, np.float32) - np.asarray(want, np.float32)).max() < limit
@@ -105,13 +107,13 @@ def test_passes_begin_at_tiles_and_groups_at_registers(shape):
 
 @pytest.mark.parametrize("clips", [8, 3])  # 3: too few for 8 devices, computed by all
 def test_it_runs_on_each_device_of_a_mesh(clips):
-    qkv, grad = inputs((24, 2, 16), jnp.float32, clips)
+    args = inputs((24, 2, 16), jnp.float32, clips)
     fn = functools.partial(interpreted, heads=2, scale=0.25)
-    expected = value_and_grad(functools.partial(reference, heads=2, scale=0.25), qkv, grad)
+    expected = value_and_grads(functools.partial(reference, heads=2, scale=0.25), *args)
     mesh = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
     with jax.set_mesh(mesh):
-        for got, want in zip(value_and_grad(fn, qkv, grad), expected, strict=True):
-            np.testing.assert_allclose(got, want, atol=1e-5)
+        for got, want in zip(value_and_grads(fn, *args), expected, strict=True):
+            np.testing.assert_allclose(got, want, atol=2e-5)
 
 
 def test_a_width_that_is_not_three_sides_is_refused():
@@ -124,12 +126,15 @@ def build(attention, **options):
     return layers.Attention(24, 3, options, rngs=layers.nnx.Rngs(params=0))
 
 
-@pytest.mark.parametrize("options", [{}, {"qk_scale": 0.3}, {"cosine_attention": True}])
+@pytest.mark.parametrize(
+    "options",
+    [{"qkv_bias": True}, {"qkv_bias": False, "qk_scale": 0.3}, {"cosine_attention": True}],
+)
 def test_the_layer_gives_it_what_it_gives_the_others(options, monkeypatch):
     for module in (layers, ops):
         monkeypatch.setattr(module, "packed_attention", interpreted)
     packed, separate = build("packed", **options), build("xla_f32", **options)
-    for module in (packed, separate):
+    for module in (packed, separate) if packed.options.qkv_bias else ():
         module.q_bias[...] = jnp.linspace(-1.0, 1.0, 24)
         module.v_bias[...] = jnp.linspace(2.0, -2.0, 24)
     x = jax.random.normal(jax.random.key(1), (2, 10, 24))

@@ -145,7 +145,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         if self.options.attention == "packed" and not self.options.cosine_attention:
-            context = packed_attention(self._packed(x), heads=self.heads, scale=self._scale())
+            context = self._packed(x)
         else:
             context = self._separate(x)
         return checkpoint_name(self.proj(checkpoint_name(context, "context")), "attn_out")
@@ -157,14 +157,12 @@ class Attention(nnx.Module):
         return self.options.qk_scale or self.head_dim**-0.5
 
     def _packed(self, x: jax.Array) -> jax.Array:
-        """[B, N, 3*heads*head_dim], as the kernel lies."""
-        dtype = self.options.dtype
-        y = x.astype(dtype) @ self.qkv.kernel[...].astype(dtype)
+        dtype, bias = self.options.dtype, None
         if self.options.qkv_bias:
             q_bias, v_bias = self.q_bias[...], self.v_bias[...]
             bias = jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias])
-            y = y + bias.astype(dtype)
-        return checkpoint_name(y, "qkv")
+        qkv = x.astype(dtype) @ self.qkv.kernel[...].astype(dtype)
+        return packed_attention(qkv, bias, heads=self.heads, scale=self._scale())
 
     def _separate(self, x: jax.Array) -> jax.Array:
         q, k, v = self._project(x)

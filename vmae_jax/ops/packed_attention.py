@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -73,17 +74,25 @@ def packed_vmem_bytes(tokens: int, heads: int, head_dim: int, itemsize: int = 2)
 
 
 def packed_attention(
-    qkv: jax.Array, *, heads: int, scale: float, interpret: bool = False
+    qkv: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    heads: int,
+    scale: float,
+    interpret: bool = False,
 ) -> jax.Array:
     """softmax(scale * q k^T) v of each head, from q, k and v side by side.
 
     Softmax in float32; matrix products in the dtype of `qkv` with float32 sums. Under a mesh each
-    device runs the kernel on its own clips.
+    device runs the kernel on its own clips. What the backward pass needs, `qkv` with its bias, is
+    marked "qkv" for remat policies.
 
     Args:
       qkv: [B, N, 3*heads*head_dim]; q, then k, then v; the heads of each side by side.
+      bias: [3*heads*head_dim], added to each token; None: none. It belongs here rather than to the
+        projection because the kernel sums its gradient while that is still on the chip.
       heads: static.
-      scale: static factor on the scores, usually head_dim ** -0.5.
+      scale: static positive factor on the scores, usually head_dim ** -0.5.
       interpret: run the kernel's program in plain JAX on any machine (slow; for tests).
 
     Returns:
@@ -96,11 +105,36 @@ def packed_attention(
         raise ValueError(
             f"expected qkv [B, N, 3*{heads}*head_dim] for {heads} heads, got {qkv.shape}"
         )
-    return per_device(lambda qkv: _attention(qkv, heads, scale, interpret), qkv)
+    if bias is None:
+        bias = jnp.zeros(qkv.shape[-1])
+    else:  # added outside of what has its own derivative, so that a policy can keep the sum
+        qkv = qkv + jax.lax.stop_gradient(bias).astype(qkv.dtype)
+    return _attention(
+        checkpoint_name(qkv, "qkv"), bias.astype(jnp.float32), heads, scale, interpret
+    )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _attention(qkv: jax.Array, heads: int, scale: float, interpret: bool) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _attention(qkv, bias, heads, scale, interpret):
+    """`bias` is part of `qkv` already; it is an argument for its gradient's sake."""
+    kernel = functools.partial(_run_forward, heads=heads, scale=scale, interpret=interpret)
+    return per_device(kernel, qkv)
+
+
+def _forward(qkv, bias, heads, scale, interpret):
+    return _attention(qkv, bias, heads, scale, interpret), qkv
+
+
+def _backward(heads, scale, interpret, qkv, grad):
+    kernel = functools.partial(_run_backward, heads=heads, scale=scale, interpret=interpret)
+    grad_qkv, sums = per_device(kernel, qkv, grad.astype(qkv.dtype))
+    return grad_qkv, sums.sum(axis=(0, 1))
+
+
+_attention.defvjp(_forward, _backward)
+
+
+def _run_forward(qkv, *, heads, scale, interpret):
     batch, tokens, width = qkv.shape
     blocks = packed_blocks(tokens, heads, width // 3 // heads)
     return pl.pallas_call(
@@ -115,29 +149,24 @@ def _attention(qkv: jax.Array, heads: int, scale: float, interpret: bool) -> jax
     )(qkv)
 
 
-def _forward(qkv, heads, scale, interpret):
-    return _attention(qkv, heads, scale, interpret), qkv
-
-
-def _backward(heads, scale, interpret, qkv, grad):
+def _run_backward(qkv, grad, *, heads, scale, interpret):
     batch, tokens, width = qkv.shape
     blocks = packed_blocks(tokens, heads, width // 3 // heads)
     sums = pltpu.VMEM((tokens, blocks.heads * (width // 3 // heads)), jnp.float32)
-    grad_qkv = pl.pallas_call(
+    return pl.pallas_call(
         functools.partial(_backward_kernel, heads=heads, scale=scale, blocks=blocks),
         grid=(batch,),
         in_specs=[_clip(tokens, width), _clip(tokens, width // 3)],
-        out_specs=_clip(tokens, width),
-        out_shape=jax.ShapeDtypeStruct((batch, tokens, width), qkv.dtype),
+        out_specs=[_clip(tokens, width), _clip(1, width)],
+        out_shape=[
+            jax.ShapeDtypeStruct((batch, tokens, width), qkv.dtype),
+            jax.ShapeDtypeStruct((batch, 1, width), jnp.float32),
+        ],
         scratch_shapes=[sums, sums],
         compiler_params=_compiler_params(qkv, heads),
         interpret=interpret,
         name="packed_attention_backward",
-    )(qkv, grad.astype(qkv.dtype))
-    return (grad_qkv,)
-
-
-_attention.defvjp(_forward, _backward)
+    )(qkv, grad)
 
 
 def _clip(tokens: int, width: int) -> pl.BlockSpec:
@@ -174,9 +203,12 @@ def _forward_kernel(qkv_ref, out_ref, *, heads, scale, blocks):
 
 
 def _backward_kernel(
-    qkv_ref, grad_ref, grad_qkv_ref, grad_k_ref, grad_v_ref, *, heads, scale, blocks
+    qkv_ref, grad_ref, grad_qkv_ref, grad_bias_ref, grad_k_ref, grad_v_ref, *, heads, scale, blocks
 ):
-    """grad_ref [N, heads*head_dim] -> grad_qkv_ref; the others sum over the passes of a group."""
+    """grad_ref [N, heads*head_dim] -> grad_qkv_ref, and grad_bias_ref, its sum over the tokens.
+
+    grad_k_ref and grad_v_ref sum over the passes of a group.
+    """
     tokens, inner = grad_ref.shape
     dtype = qkv_ref.dtype
 
@@ -194,16 +226,20 @@ def _backward_kernel(
             grads_q.append(_dot(of_scores, k[:, head], (0, 0)))
             grads_k.append(_dot(of_scores, q[:, head], (1, 0)))
             grads_v.append(_dot(probs.astype(dtype), grad[:, head], (1, 0)))
-        grad_qkv_ref[rows, lanes(0)] = (scale * jnp.concatenate(grads_q, axis=1)).astype(dtype)
+        grad_q = scale * jnp.concatenate(grads_q, axis=1)
+        grad_qkv_ref[rows, lanes(0)] = grad_q.astype(dtype)
+        grad_bias_ref[:, lanes(0)] += grad_q.sum(axis=0, keepdims=True)
         grad_k_ref[...] += jnp.concatenate(grads_k, axis=1)
         grad_v_ref[...] += jnp.concatenate(grads_v, axis=1)
 
     def one_group(lanes):
         grad_k_ref[...] = jnp.zeros_like(grad_k_ref)
         grad_v_ref[...] = jnp.zeros_like(grad_v_ref)
+        grad_bias_ref[:, lanes(0)] = jnp.zeros_like(grad_bias_ref[:, lanes(0)])
         _for_rows(tokens, blocks.backward_rows, functools.partial(one_pass, lanes))
-        grad_qkv_ref[:, lanes(inner)] = (scale * grad_k_ref[...]).astype(dtype)
-        grad_qkv_ref[:, lanes(2 * inner)] = grad_v_ref[...].astype(dtype)
+        for side, total in ((inner, scale * grad_k_ref[...]), (2 * inner, grad_v_ref[...])):
+            grad_qkv_ref[:, lanes(side)] = total.astype(dtype)
+            grad_bias_ref[:, lanes(side)] = total.sum(axis=0, keepdims=True)
 
     _for_groups(heads, inner // heads, blocks, one_group)
 

@@ -1,18 +1,19 @@
 """Runs a function of arrays with a leading batch axis on each device's own clips."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, PartitionSpec
 
 
-def per_device(fn: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+def per_device(fn: Callable[..., Any], *arrays: jax.Array) -> Any:
     """Calls `fn(*arrays)` under shard_map over the mesh in force; plainly where there is none.
 
     For kernels, which the compiler cannot partition by itself.
 
     Args:
-      fn: arrays [B, ...] -> array [B, ...]; treats each clip by itself.
+      fn: arrays [B, ...] -> one or more arrays [B, ...]; treats each clip by itself.
       arrays: of one B. One that the devices do not divide (of a picture) is computed by all.
     """
     mesh = jax.sharding.get_abstract_mesh()
