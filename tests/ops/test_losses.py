@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from vmae_jax.ops.losses import (
     pixel_targets,
     soft_target_cross_entropy,
 )
+from vmae_jax.ops.patches import to_planes
 
 
 def test_targets_are_standardised_per_channel_with_the_unbiased_variance():
@@ -19,6 +21,15 @@ def test_targets_are_standardised_per_channel_with_the_unbiased_variance():
     np.testing.assert_allclose(
         pixel_targets(patch, channels=2, normalize=True), expected, rtol=1e-6
     )
+
+
+def test_targets_keep_the_order_of_their_patches():
+    patches = jax.random.uniform(jax.random.key(0), (2, 3, 24))
+    pixels = pixel_targets(patches, channels=3, normalize=True)
+    planes = pixel_targets(
+        to_planes(patches, channels=3), channels=3, normalize=True, order="planes"
+    )
+    np.testing.assert_allclose(planes, to_planes(pixels, channels=3), atol=1e-6)
 
 
 def test_the_epsilon_joins_the_deviation_not_the_variance():

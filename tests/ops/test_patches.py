@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vmae_jax.ops.patches import grid_of, patchify, unpatchify
+from vmae_jax.ops.patches import grid_of, patchify, to_planes, unpatchify
 
 
 def test_patchify_orders_time_slowest():
@@ -16,6 +16,17 @@ def test_patchify_orders_time_slowest():
 def test_patch_values_are_ordered_frame_row_column_channel():
     clip = np.arange(2 * 2 * 2 * 3).reshape(1, 2, 2, 2, 3)
     np.testing.assert_array_equal(patchify(jnp.asarray(clip), (2, 2, 2))[0, 0], np.arange(24))
+
+
+def test_planes_hold_one_channel_after_the_other():
+    clip = np.arange(2 * 4 * 6 * 3).reshape(1, 2, 4, 6, 3)
+    planes = patchify(jnp.asarray(clip), (2, 2, 3), order="planes")
+    assert planes[0, 0, :3].tolist() == [0, 3, 6]  # red of the first row's first three columns
+    np.testing.assert_array_equal(planes[0, 1, 12:24], clip[0, :, :2, 3:, 1].ravel())
+    pixels = patchify(jnp.asarray(clip), (2, 2, 3))
+    np.testing.assert_array_equal(planes, to_planes(pixels, channels=3))
+    rows_first = to_planes(jnp.moveaxis(pixels, 2, 0), channels=3, axis=0)
+    np.testing.assert_array_equal(planes, jnp.moveaxis(rows_first, 0, 2))
 
 
 @pytest.mark.parametrize("tubelet", [(1, 2, 3), (2, 4, 2), (4, 1, 6)])

@@ -16,12 +16,12 @@ from vmae_jax.ops.preprocess import (
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 4, 6, 8, 3), np.uint8)
 
 
-def test_normalising_patches_equals_patches_of_the_normalised_video():
+@pytest.mark.parametrize("order", ["pixels", "planes"])
+def test_normalising_patches_equals_patches_of_the_normalised_video(order):
     video = (PIXELS / 255.0 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
-    expected = patchify(jnp.asarray(video, jnp.float32), (2, 3, 2))
-    patches = normalise(
-        patchify(jnp.asarray(PIXELS), (2, 3, 2)), mean=IMAGENET_MEAN, std=IMAGENET_STD
-    )
+    expected = patchify(jnp.asarray(video, jnp.float32), (2, 3, 2), order=order)
+    patches = patchify(jnp.asarray(PIXELS), (2, 3, 2), order=order)
+    patches = normalise(patches, mean=IMAGENET_MEAN, std=IMAGENET_STD, order=order)
     np.testing.assert_allclose(patches, expected, atol=1e-5)
 
 

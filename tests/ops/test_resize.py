@@ -80,7 +80,7 @@ def test_all_that_the_host_draws_comes_out_as_from_the_host():
     """Through the canvas, with boxes that reach past the frame."""
     frames, rng = noise(2, 47, 62, 3), np.random.default_rng(1)
     boxes = [multi_scale_crop_box(47, 62, size=(48, 48), rng=rng) for _ in range(12)]
-    canvas, places, _ = lay_on_canvas(frames, boxes, (56, 72))
+    canvas, places = lay_on_canvas(frames, boxes, (56, 72))
     got = np.asarray(CUT(canvas[None], places, size=(48, 48))).astype(int)
     want = np.stack([crop_resize(frames, box, (48, 48)) for box in boxes])
     assert any(box.height > 47 for box in boxes) and np.abs(got - want).max() <= 1

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from vmae_jax.ops.patches import Order
+
 
 class Ratio(NamedTuple):
     """A loss as two sums: `total / weight` over the whole batch is the number in the papers.
@@ -17,16 +19,19 @@ class Ratio(NamedTuple):
     weight: jax.Array
 
 
-def pixel_targets(patches: jax.Array, *, channels: int, normalize: bool) -> jax.Array:
+def pixel_targets(
+    patches: jax.Array, *, channels: int, normalize: bool, order: Order = "pixels"
+) -> jax.Array:
     """Regression targets from pixels.
 
     Args:
-      patches: [B, M, P] on the [0, 1] scale, channel fastest; only the tokens that are decoded.
+      patches: [B, M, P] on the [0, 1] scale; only the tokens that are decoded.
       channels: C; P = pixels * C.
       normalize: standardise each patch and channel by its own mean and deviation.
+      order: of the values of a patch.
 
     Returns:
-      float32 [B, M, P].
+      float32 [B, M, P], in the same order.
 
     Source: VideoMAE's released engine: unbiased variance over the pixels of one patch and channel,
     1e-6 added to the standard deviation (not to the variance).
@@ -40,10 +45,18 @@ def pixel_targets(patches: jax.Array, *, channels: int, normalize: bool) -> jax.
         return patches
     if pixels < 2:
         raise ValueError("a patch of one pixel has no deviation; set normalize=False")
-    x = rearrange(patches, "b m (p c) -> b m p c", c=channels)
-    x = x - x.mean(axis=2, keepdims=True)
-    variance = jnp.sum(x * x, axis=2, keepdims=True) / (pixels - 1)
-    return rearrange(x / (jnp.sqrt(variance) + 1e-6), "b m p c -> b m (p c)")
+    if order == "planes":
+        planes = [_standardised(plane) for plane in jnp.split(patches, channels, axis=-1)]
+        return jnp.concatenate(planes, axis=-1)
+    planes = _standardised(rearrange(patches, "b m (p c) -> b m c p", c=channels))
+    return rearrange(planes, "b m c p -> b m (p c)")
+
+
+def _standardised(x: jax.Array) -> jax.Array:
+    """Zero mean and unit deviation over the last axis."""
+    x = x - x.mean(axis=-1, keepdims=True)
+    variance = jnp.sum(x * x, axis=-1, keepdims=True) / (x.shape[-1] - 1)
+    return x / (jnp.sqrt(variance) + 1e-6)
 
 
 def masked_mse(pred: jax.Array, target: jax.Array, weight: jax.Array | None = None) -> Ratio:

@@ -1,10 +1,21 @@
-"""Cuts videos into patches and back. Which patches are used is decided in masking and tokens."""
+"""Cuts videos into patches and back. Which patches are used is decided in masking and tokens.
+
+The values of a patch come in one of two orders. "pixels": (frame, row, column, channel), channel
+fastest, in which parameters are stored and released. "planes": (channel, frame, row, column), for
+arithmetic: TPU registers then hold pixels side by side, not the three numbers of one.
+"""
+
+from typing import Literal
 
 import jax
+import jax.numpy as jnp
 from einops import rearrange
 
 Grid = tuple[int, int, int]
 Tubelet = tuple[int, int, int]
+Order = Literal["pixels", "planes"]
+
+_VALUES = {"pixels": "(p0 p1 p2 c)", "planes": "(c p0 p1 p2)"}
 
 
 def grid_of(*, frames: int, height: int, width: int, tubelet: Tubelet) -> Grid:
@@ -28,16 +39,16 @@ def grid_of(*, frames: int, height: int, width: int, tubelet: Tubelet) -> Grid:
     return frames // tubelet[0], height // tubelet[1], width // tubelet[2]
 
 
-def patchify(video: jax.Array, tubelet: Tubelet) -> jax.Array:
+def patchify(video: jax.Array, tubelet: Tubelet, *, order: Order = "pixels") -> jax.Array:
     """Cuts clips into patch vectors, without changing the dtype.
 
     Args:
       video: [B, T, H, W, C].
       tubelet: (frames, rows, columns) of one patch.
+      order: of the values of a patch.
 
     Returns:
-      [B, N, P]: tokens in raster order (t, h, w), t slowest; values ordered (frame, row, column,
-      channel), channel fastest.
+      [B, N, P]: tokens in raster order (t, h, w), t slowest.
 
     Source: VideoMAE's released engine, `b (t h w) (p0 p1 p2) c`.
     """
@@ -47,15 +58,22 @@ def patchify(video: jax.Array, tubelet: Tubelet) -> jax.Array:
     t, h, w = grid_of(frames=frames, height=height, width=width, tubelet=tubelet)
     return rearrange(
         video,
-        "b (t p0) (h p1) (w p2) c -> b (t h w) (p0 p1 p2 c)",
+        f"b (t p0) (h p1) (w p2) c -> b (t h w) {_VALUES[order]}",
         t=t,
         h=h,
         w=w,
     )
 
 
+def to_planes(values: jax.Array, *, channels: int, axis: int = -1) -> jax.Array:
+    """Reorders one axis, whose entries belong to the values of a patch, from pixels to planes."""
+    values = jnp.moveaxis(values, axis, -1)
+    values = rearrange(values, "... (p c) -> ... (c p)", c=channels)
+    return jnp.moveaxis(values, -1, axis)
+
+
 def unpatchify(patches: jax.Array, grid: Grid, tubelet: Tubelet, channels: int) -> jax.Array:
-    """Inverse of `patchify`: [B, N, P] -> [B, T, H, W, C]."""
+    """Inverse of `patchify` in the order of pixels: [B, N, P] -> [B, T, H, W, C]."""
     tokens = grid[0] * grid[1] * grid[2]
     values = tubelet[0] * tubelet[1] * tubelet[2] * channels
     if patches.ndim != 3 or patches.shape[1:] != (tokens, values):

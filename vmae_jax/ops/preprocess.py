@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from vmae_jax.ops.patches import Order
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -16,12 +18,19 @@ def unit_range(pixels: jax.Array) -> jax.Array:
     return pixels.astype(jnp.float32) / 255.0
 
 
-def normalise(patches: jax.Array, *, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """Normalises patch vectors (or a video) per channel.
+def normalise(
+    patches: jax.Array,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    order: Order = "pixels",
+) -> jax.Array:
+    """Normalises patch vectors (or, in the order of pixels, a video) per channel.
 
     Args:
-      patches: uint8 [..., P], P = k*C with the channel fastest (as `patchify` orders it).
+      patches: uint8 [..., P], P = k*C, as `patchify` orders them.
       mean, std: one number per channel, on the [0, 1] scale.
+      order: of the values of a patch.
 
     Returns:
       float32 [..., P] = (pixels / 255 - mean) / std.
@@ -36,8 +45,9 @@ def normalise(patches: jax.Array, *, mean: Sequence[float], std: Sequence[float]
             "values; give one number per channel"
         )
     repeats = patches.shape[-1] // channels
-    mean_row = jnp.tile(jnp.asarray(mean, jnp.float32), repeats)
-    std_row = jnp.tile(jnp.asarray(std, jnp.float32), repeats)
+    spread = {"pixels": jnp.tile, "planes": jnp.repeat}[order]
+    mean_row = spread(jnp.asarray(mean, jnp.float32), repeats)
+    std_row = spread(jnp.asarray(std, jnp.float32), repeats)
     return (unit_range(patches) - mean_row) / std_row
 
 

@@ -6,6 +6,8 @@ counts those of them that the encoder did not see.
 Source: VideoMAE (arXiv:2203.12602), VideoMAE V2 (arXiv:2303.16727) and their released code.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -19,7 +21,7 @@ from vmae_jax.models.mae import MaskedAutoencoder
 from vmae_jax.ops import masking
 from vmae_jax.ops.attention import choose_attention
 from vmae_jax.ops.losses import Ratio, masked_mse, pixel_targets
-from vmae_jax.ops.patches import patchify, unpatchify
+from vmae_jax.ops.patches import patchify, to_planes, unpatchify
 from vmae_jax.ops.preprocess import draw_flips, mirror, normalise, unit_range
 from vmae_jax.ops.resize import resized_crops
 from vmae_jax.ops.tokens import gather, scatter
@@ -51,14 +53,19 @@ def build(config: ConfigDict, chip: Chip) -> System:
         )
         flip_keys = jax.vmap(lambda key: jax.random.fold_in(key, 2))(keys)
         mirrored = draw_flips(flip_keys, 0.5 if config.data.flip else 0.0)
-        patches = patchify(clips(batch, mirrored), tubelet)
+        patches = patchify(clips(batch, mirrored), tubelet, order="planes")
         visible = gather(patches, masks.visible_idx)
         hidden = unit_range(gather(patches, masks.target_idx))
         return {
-            "visible": normalise(visible, mean=config.data.mean, std=config.data.std),
+            "visible": normalise(
+                visible, mean=config.data.mean, std=config.data.std, order="planes"
+            ),
             "visible_idx": masks.visible_idx,
             "target": pixel_targets(
-                hidden, channels=channels, normalize=config.masking.normalize_target
+                hidden,
+                channels=channels,
+                normalize=config.masking.normalize_target,
+                order="planes",
             ),
             "target_idx": masks.target_idx,
             "weight": masks.weight,
@@ -77,7 +84,7 @@ def build(config: ConfigDict, chip: Chip) -> System:
     ) -> tuple[Ratio, dict[str, Ratio]]:
         drop_keys = jax.vmap(lambda key: jax.random.fold_in(key, 3))(keys) if train else None
         pred = network.apply(
-            params,
+            _for_planes(params, channels),
             batch["visible"],
             batch["visible_idx"],
             batch["target_idx"],
@@ -190,6 +197,19 @@ def _attention(config: ConfigDict, stack: str, chip: Chip) -> str:
 
 def _spec(part: ConfigDict) -> StackSpec:
     return StackSpec(part.width, part.depth, part.heads, part.mlp_ratio)
+
+
+def _for_planes(params: Params, channels: int) -> Params:
+    """The parameters for patches in the order of planes; they are kept in that of pixels."""
+    reordered = functools.partial(to_planes, channels=channels)
+    encoder, decoder = params["encoder"], params["decoder"]
+    embed, head = encoder["patch_embed"], decoder["head"]
+    embed = embed | {"kernel": reordered(embed["kernel"], axis=0)}
+    head = jax.tree.map(reordered, head)
+    return params | {
+        "encoder": encoder | {"patch_embed": embed},
+        "decoder": decoder | {"head": head},
+    }
 
 
 def _with_statistics_of(pred: jax.Array, hidden: jax.Array, channels: int) -> jax.Array:
