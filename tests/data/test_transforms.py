@@ -116,27 +116,24 @@ def test_resize_is_pillows_bilinear_of_the_cut():
 def test_what_the_boxes_show_lies_at_the_top_left_of_the_canvas():
     frames = np.random.default_rng(0).integers(1, 256, (2, 20, 30, 3), np.uint8)
     boxes = [Box(5, 2, 8, 6), Box(9, 4, 10, 10)]  # together columns 5-18, rows 2-13
-    canvas, places, zoom = lay_on_canvas(frames, boxes, (16, 24))
+    canvas, places = lay_on_canvas(frames, boxes, (16, 24))
     assert canvas.shape == (2, 16, 24, 3)
     np.testing.assert_array_equal(canvas[:, :12, :14], frames[:, 2:14, 5:19])
     assert not canvas[:, 12:].any() and not canvas[:, :, 14:].any()
     assert places.dtype == np.float32  # top, left, height, width
     np.testing.assert_array_equal(places, [[0, 0, 6, 8], [2, 4, 10, 10]])
-    assert zoom.tolist() == [1, 1]
 
 
 def test_only_the_side_that_is_too_long_for_the_canvas_is_shrunk():
     frames = np.random.default_rng(0).integers(0, 256, (1, 20, 40, 1), np.uint8)
-    boxes = [Box(0, 0, 40, 20), Box(10, 5, 20, 15)]
-    canvas, places, zoom = lay_on_canvas(frames, boxes, (24, 10))
-    assert zoom.tolist() == [1, 0.25]
+    canvas, places = lay_on_canvas(frames, [Box(0, 0, 40, 20), Box(10, 5, 20, 15)], (24, 10))
     np.testing.assert_array_equal(canvas[:, :20], crop_resize(frames, Box(0, 0, 40, 20), (20, 10)))
     np.testing.assert_array_equal(places, [[0, 0, 20, 10], [5, 2.5, 15, 5]])
 
 
 def test_a_box_past_the_frame_is_black_on_the_canvas():
     frames = np.full((1, 6, 6, 3), 200, np.uint8)
-    canvas, places, _ = lay_on_canvas(frames, [Box(0, -1, 6, 8)], (8, 8))
+    canvas, places = lay_on_canvas(frames, [Box(0, -1, 6, 8)], (8, 8))
     assert not canvas[0, [0, 7]].any() and (canvas[0, 1:7, :6] == 200).all()
     np.testing.assert_array_equal(places, [[0, 0, 8, 6]])
 

@@ -282,16 +282,15 @@ def take_crops(
 
     Returns:
       {"video": uint8 [R, T, height, width, C]}; with `resize="device"`, of the same boxes,
-      {"source": uint8 [1, T, *canvas, C], "box": float32 [R, 4], "zoom": float32 [2]}; see
-      `transforms.lay_on_canvas`.
+      {"source": uint8 [1, T, *canvas, C], "box": float32 [R, 4]}.
     """
     boxes = [draw_box(*frames.shape[1:3], options=options, rng=rng) for _ in range(options.repeats)]
     with stage("crop"):
         if options.resize == "host":
             clips = [transforms.crop_resize(frames, box, options.size) for box in boxes]
             return {"video": np.stack(clips)}
-        source, places, zoom = transforms.lay_on_canvas(frames, boxes, options.canvas)
-        return {"source": source[None], "box": places, "zoom": zoom}
+        source, places = transforms.lay_on_canvas(frames, boxes, options.canvas)
+        return {"source": source[None], "box": places}
 
 
 def draw_box(

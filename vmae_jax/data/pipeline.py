@@ -163,7 +163,6 @@ class ClipPipeline:
         self._chunk = _chunk_videos(options, self._local_videos)
         self._step = start_step
         self._videos_seen = self._num_failures = self._num_restarts = 0
-        self._shrinking_is_known = False
         self._process = process_index, process_count
         self._lock = threading.RLock()  # held while anything is started or ended
         self._iterator: Iterator[dict[str, np.ndarray]] | None = None
@@ -364,7 +363,6 @@ class ClipPipeline:
                 if not i:
                     arrays[key] = np.empty((self._local_videos, *part.shape[1:]), part.dtype)
                 arrays[key][i * self._chunk : (i + 1) * self._chunk] = part
-        self._tell_of_shrinking(arrays)
         merged = {
             key: arrays[key].reshape(-1, *arrays[key].shape[2:])
             for key in _BATCH_ARRAYS
@@ -409,22 +407,6 @@ class ClipPipeline:
             raise WorkerError(f"{what} {_whereabouts(self._folder)}{remedy}") from error
         self._num_messages += 1
         return message
-
-    def _tell_of_shrinking(self, arrays: dict[str, np.ndarray]) -> None:
-        """Warns once, by name, if videos lose detail because the canvas is too small for them."""
-        if self._shrinking_is_known or self._options.resize == "host":
-            return
-        shrunk = np.flatnonzero((arrays["zoom"] < 1).any(axis=1))
-        if shrunk.size:
-            self._shrinking_is_known = True
-            _log.warning(
-                "%s and %d more of the %d videos of a batch do not fit on the canvas of %dx%d and "
-                "are shrunk first; choose a larger data.canvas, or prepare smaller videos.",
-                self._source.name(int(arrays["record"][shrunk[0]])),
-                shrunk.size - 1,
-                len(arrays["zoom"]),
-                *self._options.canvas,
-            )
 
     def _failures(self, records: np.ndarray, reasons: np.ndarray) -> list[Failure]:
         failures = []

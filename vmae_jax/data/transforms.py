@@ -89,7 +89,7 @@ def crop_resize(frames: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarr
 
 def lay_on_canvas(
     frames: np.ndarray, boxes: Sequence[Box], canvas: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray]:
     """Brings what the boxes show of some frames to a fixed size, for the device to cut from.
 
     That part lies at the top left of the canvas as it is. Where a side of it is too long for the
@@ -101,8 +101,7 @@ def lay_on_canvas(
       canvas: (height, width).
 
     Returns:
-      uint8 [T, height, width, C]; float32 [R, 4]: top, left, height, width of the boxes on it;
-      float32 [2]: how far height and width were shrunk, 1 for not at all.
+      uint8 [T, height, width, C]; float32 [R, 4]: top, left, height, width of the boxes on it.
     """
     top, left = min(box.top for box in boxes), min(box.left for box in boxes)
     bottom = max(box.top + box.height for box in boxes)
@@ -112,8 +111,8 @@ def lay_on_canvas(
     laid = np.zeros((len(frames), *canvas, frames.shape[-1]), np.uint8)
     laid[:, :height, :width] = _resize(_cut(frames, shown), (height, width))
     places = np.array([(b.top - top, b.left - left, b.height, b.width) for b in boxes], np.float32)
-    zoom = np.array([height / shown.height, width / shown.width], np.float32)
-    return laid, places * np.tile(zoom, 2), zoom
+    zoom = height / shown.height, width / shown.width
+    return laid, places * np.array([*zoom, *zoom], np.float32)
 
 
 def _resize(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -208,10 +208,12 @@ def _step_row(args: argparse.Namespace) -> dict[str, Any]:
     config = load_config(args.config).unlock()
     config.train.batch_videos, config.data.repeats = args.clips, 1
     config.model.dtype = args.dtype or config.model.dtype
-    for stack in ("encoder", "decoder"):
+    for i, stack in enumerate(("encoder", "decoder")):
         part = config.model[stack]
-        part.attention = args.attention or part.attention
+        # One name for both stacks, or two with a slash between.
+        part.attention = (args.attention or part.attention).split("/")[-i:][0]
         part.remat = args.remat or part.remat
+    config.data.resize = args.resize or config.data.resize
     if args.decoder_mask == "none":
         config.masking.decoder = ("none", 0.0)
     config_lib.validate(config)
@@ -266,8 +268,9 @@ def _parser() -> argparse.ArgumentParser:
     step.add_argument("--config", required=True, help="recipe, e.g. configs/v2_vitb.py")
     step.add_argument("--clips", type=int, default=8, help="per step, over all devices")
     step.add_argument("--dtype", choices=["bfloat16", "float32"], help="default: the recipe's")
-    step.add_argument("--attention", help="for both stacks: auto or one that config.py names")
+    step.add_argument("--attention", help="auto, xla, ... for both stacks, or ENCODER/DECODER")
     step.add_argument("--remat", help="none, named or full")
+    step.add_argument("--resize", choices=["host", "device"], help="default: the recipe's")
     step.add_argument("--decoder-mask", choices=["recipe", "none"], default="recipe")
     step.add_argument("--steps", type=int, default=10)
     step.add_argument("--warmup", type=int, default=3)
