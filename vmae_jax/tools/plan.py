@@ -391,7 +391,7 @@ def _plans(asked: flags.FlagValues) -> list[dict[str, Any]]:
     )
     if not found:
         raise PlanError("nothing that was tried fits; see --try_clips, --try_remat, --try_fsdp")
-    print("\nBy estimated speed:", *map(_summary, found), sep="\n")
+    print("\nThe fastest first, by the estimate:", *map(_summary, found), sep="\n")
     return found
 
 
