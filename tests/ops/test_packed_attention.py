@@ -51,7 +51,10 @@ def inputs(shape, dtype, clips=1):
 
 def reference(qkv, bias, *, heads, scale):
     """In float32, through the entry point that takes q, k and v apart."""
-    qkv = (qkv + bias.astype(qkv.dtype)).astype(jnp.float32)
+    # Rounded as the kernel's input is, but with float32 gradients.
+    rounded = (qkv + bias.astype(qkv.dtype)).astype(jnp.float32)
+    exact = qkv.astype(jnp.float32) + bias
+    qkv = exact + jax.lax.stop_gradient(rounded - exact)
     q, k, v = (x.reshape(*x.shape[:2], heads, -1) for x in jnp.split(qkv, 3, axis=-1))
     out = ops.attention(q, k, v, scale=scale, impl="xla_f32")
     return out.reshape(*out.shape[:2], -1)
