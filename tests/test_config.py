@@ -175,9 +175,19 @@ def test_saved_config_comes_back_equal_and_strangers_are_refused():
     values = json.loads(config_lib.to_json(config))
     assert config_lib.from_mapping(values).to_dict() == config.to_dict()
     values["optim"]["momentum"] = 0.9
-    del values["train"]["epochs"]
-    with pytest.raises(config_lib.ConfigError, match=r"optim\.momentum is unknown.*epochs is miss"):
+    values["optim"]["nesterov"] = True
+    with pytest.raises(config_lib.ConfigError, match=r"momentum is unknown.*nesterov is unknown"):
         config_lib.from_mapping(values)
+
+
+def test_field_that_a_saved_config_does_not_have_gets_its_default_and_is_named(caplog):
+    values = json.loads(config_lib.to_json(load("demo")))
+    del values["train"]["keep_last"], values["mesh"]
+    with caplog.at_level("INFO", logger="vmae_jax"):
+        config = config_lib.from_mapping(values)
+    assert config.to_dict() == load("demo").to_dict()
+    assert "config.train.keep_last is newer than the saved config; it is 3" in caplog.text
+    assert "config.mesh is newer" in caplog.text
 
 
 def test_unknown_mode_is_refused():

@@ -6,6 +6,7 @@ and ends with `configured(config, mode)`. Everything is checked here, before any
 
 import dataclasses
 import json
+import logging
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,6 +19,8 @@ from vmae_jax.ops.attention import IMPLEMENTATIONS
 from vmae_jax.ops.patches import Grid, grid_of
 from vmae_jax.ops.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from vmae_jax.variants import VIDEOMAE_DECODERS, VIT_VARIANTS, StackSpec
+
+_log = logging.getLogger(__name__)
 
 
 class ConfigError(UserError, ValueError):
@@ -193,8 +196,11 @@ def to_json(config: ConfigDict) -> str:
 def from_mapping(values: Mapping[str, Any]) -> ConfigDict:
     """Rebuilds a config from `config.json` or a checkpoint, where tuples became lists.
 
+    Fields that came after it was saved get their default, which the log names: a new field's
+    default is what was done before there was a choice.
+
     Raises:
-      ConfigError: fields that this version does not know or that are missing.
+      ConfigError: fields that this version does not know.
     """
     config = pretrain_defaults()
     problems: list[str] = []
@@ -208,7 +214,8 @@ def from_mapping(values: Mapping[str, Any]) -> ConfigDict:
 
 def _fill(config: ConfigDict, values: Mapping[str, Any], path: str, problems: list[str]) -> None:
     problems += [f"{path}.{name} is unknown" for name in sorted(values.keys() - config.keys())]
-    problems += [f"{path}.{name} is missing" for name in sorted(config.keys() - values.keys())]
+    for name in sorted(config.keys() - values.keys()):
+        _log.info("%s.%s is newer than the saved config; it is %r.", path, name, config[name])
     for name in sorted(config.keys() & values.keys()):
         if isinstance(config[name], ConfigDict):
             _fill(config[name], values[name], f"{path}.{name}", problems)

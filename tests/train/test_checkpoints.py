@@ -1,11 +1,17 @@
+import dataclasses
+import itertools
+import shutil
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from vmae_jax.train.checkpoints import CheckpointError, Checkpoints, load_params
+from vmae_jax.train.sharding import make_mesh
 from vmae_jax.train.state import TrainState
 
 
@@ -53,6 +59,58 @@ def test_empty_folder_has_nothing_to_restore(tmp_path):
 
 def test_last_k_and_every_n_are_kept(tmp_path):
     assert saved(tmp_path, range(1, 9), keep_last=2, keep_every=3).steps == [3, 6, 7, 8]
+
+
+def copies_with_one_file_damaged(folder, tmp_path):
+    """Copies of a workdir, in each of which one file of checkpoint 3 is cut short or missing."""
+    newest = folder / "checkpoints" / "3"
+    files = sorted(path.relative_to(folder) for path in newest.rglob("*") if path.is_file())
+    for number, (file, keep) in enumerate(itertools.product(files, (None, 0, 0.5))):
+        copy = tmp_path / str(number)
+        shutil.copytree(folder, copy)
+        if keep is None:
+            (copy / file).unlink()
+        else:
+            whole = (copy / file).read_bytes()
+            (copy / file).write_bytes(whole[: int(keep * len(whole))])
+        yield copy, f"{file} {'missing' if keep is None else f'cut to {keep}'}"
+
+
+def test_any_file_of_the_newest_cut_short_or_missing_falls_back_or_does_no_harm(tmp_path, caplog):
+    saved(tmp_path / "whole", [1, 2, 3]).close()
+    fell_back = []
+    for copy, what in copies_with_one_file_damaged(tmp_path / "whole", tmp_path):
+        caplog.clear()
+        checkpoints = Checkpoints(str(copy), keep_last=3, keep_every=0)
+        state, data, _ = checkpoints.restore_latest(abstract(state_of(0)))
+        checkpoints.close()
+        step = int(state.step)
+        assert step in (2, 3), what
+        jax.tree.map(np.testing.assert_array_equal, state, state_of(step))
+        assert data == {"batches": step}, what
+        if step == 2:
+            fell_back.append(what)
+            assert "falling back" in caplog.text, what
+    for part in ("params", "progress", "data", "meta"):
+        assert any(f"3/{part}/" in what for what in fell_back)
+
+
+def test_shards_are_restored_where_they_belong_and_nowhere_else(tmp_path):
+    mesh = make_mesh(jax.device_count())
+    rows = 2 * jax.device_count()
+
+    def laid_out(state):
+        layout = NamedSharding(mesh, P("fsdp"))
+        kernel = jax.device_put(jnp.arange(4.0 * rows).reshape(rows, 4), layout)
+        return dataclasses.replace(state, params={"head": {"kernel": kernel}})
+
+    checkpoints = Checkpoints(str(tmp_path), keep_last=1, keep_every=0)
+    checkpoints.save(laid_out(state_of(1)), step=1, data={}, config={})
+    assert checkpoints.wait()
+    state, _, _ = checkpoints.restore_latest(abstract(laid_out(state_of(0))))
+    kernel = state.params["head"]["kernel"]
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {(2, 4)}
+    np.testing.assert_array_equal(kernel, np.arange(4.0 * rows).reshape(rows, 4))
 
 
 def test_damaged_newest_falls_back_loudly_and_makes_room(tmp_path, caplog):

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+import resource
 import signal
 import threading
 import types
@@ -16,6 +17,7 @@ import pytest
 from vmae_jax.ops.losses import Ratio
 from vmae_jax.systems.base import ArraySpec, System
 from vmae_jax.train import optim
+from vmae_jax.train.checkpoints import CheckpointError
 from vmae_jax.train.loop import NonFiniteError, Run, Trainer
 from vmae_jax.train.step import StepOptions
 
@@ -180,6 +182,64 @@ def test_finished_run_does_nothing_and_opens_no_pipeline(tmp_path):
         raise AssertionError("opened")
 
     assert Trainer(one_weight(), run_of(4), str(tmp_path)).fit(refuse, lambda a, b: None).step == 4
+
+
+@pytest.fixture
+def small_disk():
+    """A function that limits the size of every file of this process; None: no limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft if size is None else size, hard))
+
+    yield limit
+    limit(None)
+
+
+def large():
+    """A system whose checkpoints are larger than 100 kB, however well they are compressed."""
+    kernel = np.random.default_rng(0).normal(size=(2**15, 1)).astype(np.float32)
+    return dataclasses.replace(one_weight(), init=lambda key: {"head": {"kernel": kernel}})
+
+
+def test_failed_save_is_reported_and_training_goes_on_to_the_next(tmp_path, caplog, small_disk):
+    def draw(params, clips, key):  # at step 6, before its save
+        small_disk(None)
+        return np.zeros((4, 4, 3), np.uint8)
+
+    small_disk(50_000)
+    run = run_of(6, checkpoint_every=2, log_every=1, picture_every=6)
+    outcome = Trainer(large(), run, str(tmp_path), draw=draw).fit(Counting, lambda a, b: None)
+    assert outcome.step == 6
+    assert "CHECKPOINT OF STEP 2 COULD NOT BE SAVED" in caplog.text
+    assert "File too large" in caplog.text
+    assert 2 not in saved_steps(tmp_path) and saved_steps(tmp_path)[-1] == 6
+    assert not list((tmp_path / "checkpoints").glob("*tmp*"))
+    assert [row["failed_saves"] for row in rows(tmp_path)][:5] == [0, 0, 0, 0, 1]
+    assert fit(tmp_path, run_of(8), system=large()).step == 8
+
+
+def test_run_whose_last_save_fails_does_not_claim_to_be_done(tmp_path, small_disk):
+    fit(tmp_path, run_of(2), system=large())
+    small_disk(50_000)
+    with pytest.raises(CheckpointError, match="step 6 was reached but could not be saved"):
+        fit(tmp_path, run_of(6), system=large())
+    assert saved_steps(tmp_path) == [2]
+    small_disk(None)
+    assert fit(tmp_path, run_of(6), system=large()).step == 6
+
+
+def test_full_disk_under_the_log_does_not_end_the_run(tmp_path, caplog, small_disk):
+    limits = iter([None, 1, 1, None])  # from each picture on
+
+    def draw(params, clips, key):
+        small_disk(next(limits, None))
+        return np.zeros((4, 4, 3), np.uint8)
+
+    run = run_of(5, log_every=1, picture_every=1)
+    assert Trainer(one_weight(), run, str(tmp_path), draw=draw).fit(Counting, lambda a, b: None)
+    assert "metrics of step 3 could not be written" in caplog.text
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 5]
 
 
 def test_changed_config_is_named_on_resume(tmp_path, caplog):

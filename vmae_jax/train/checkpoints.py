@@ -84,6 +84,7 @@ class Checkpoints:
         )
         self._pending: Callable[[], Any] | None = None
         self._pending_step = 0
+        self._failed_steps: set[int] = set()
         self.failed_saves = 0
 
     @property
@@ -103,6 +104,7 @@ class Checkpoints:
           config: the resolved config.
         """
         self.wait()
+        self._remove_remains()
         if step in self.steps:
             return
         parts = {
@@ -130,7 +132,7 @@ class Checkpoints:
         try:
             pending()
         except Exception as error:  # orbax and tensorstore raise many kinds
-            problem = f"{type(error).__name__}: {error:.300}"
+            problem = f"{type(error).__name__}: {error!s:.300}"
         if distributed.all_agree(not problem):
             return True
         self.failed_saves += 1
@@ -138,8 +140,8 @@ class Checkpoints:
             "CHECKPOINT OF STEP %d COULD NOT BE SAVED (%s); the one before it stays the newest.",
             *(self._pending_step, problem or "another process says why"),
         )
-        if jax.process_index() == 0:
-            _remove_remains(self._folder, self._pending_step)
+        self._failed_steps.add(self._pending_step)
+        self._remove_remains()
         distributed.all_agree(True)  # nobody looks into the folder before that is done
         self._checkpointer.reload()
         return False
@@ -149,7 +151,22 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            self._checkpointer.close()
+            try:
+                self._checkpointer.close()
+            except Exception:  # orbax raises the error of a failed save once more
+                if not self.failed_saves:
+                    raise
+            self._remove_remains()
+
+    def _remove_remains(self) -> None:
+        """Removes what failed saves have written, which is under names of its own.
+
+        Again and again: threads of a failed save may still be writing when it is reported.
+        """
+        if jax.process_index() == 0:
+            for step in self._failed_steps:
+                for path in self._folder.glob(f"{step}.*tmp*"):
+                    shutil.rmtree(path, ignore_errors=True)
 
     def restore_latest(
         self, abstract_state: TrainState
@@ -224,12 +241,6 @@ class Checkpoints:
 
 def _throw(error: Exception) -> None:
     raise error
-
-
-def _remove_remains(folder: pathlib.Path, step: int) -> None:
-    """Removes what a failed save of `step` has written, which is under a name of its own."""
-    for path in folder.glob(f"{step}.*tmp*"):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def load_params(path: str, abstract_params: Any, *, prefer_ema: bool = False) -> Any:

@@ -19,7 +19,6 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from PIL import Image
 
 from vmae_jax.errors import UserError
 from vmae_jax.systems.base import System
@@ -410,12 +409,7 @@ class Trainer:
     ) -> None:
         if self._draw is None:
             return
-        image = self._draw(state.params, clips, key)
-        if jax.process_index() == 0:
-            folder = pathlib.Path(self._workdir) / "pictures"
-            folder.mkdir(exist_ok=True)
-            Image.fromarray(image).save(folder / f"step_{step:08d}.png")
-            writer.picture("reconstruction", image, step)
+        writer.picture("reconstruction", self._draw(state.params, clips, key), step)
 
 
 def check_batch(system: System, arrays: Mapping[str, Any]) -> None:
@@ -541,9 +535,9 @@ class _Interval:
         if not bad:
             return
         path = pathlib.Path(workdir) / f"skipped.{jax.process_index()}.jsonl"
-        with path.open("a", encoding="utf-8") as file:
-            for step, clips in bad:
-                file.write(json.dumps({"step": step, "clips": clips}) + "\n")
+        lines = [json.dumps({"step": step, "clips": clips}) + "\n" for step, clips in bad]
+        with metrics_lib.reported(f"clips of steps {bad[0][0]} to {bad[-1][0]}"):
+            metrics_lib.append(path, "".join(lines))
         steps = [step for step, _ in bad]
         _log.error("Skipped %d non-finite update(s), steps %s; clips in %s.", len(bad), steps, path)
 

@@ -1,5 +1,7 @@
 """Where the numbers of a run go: JSONL, TensorBoard, W&B if asked for, and the terminal."""
 
+import contextlib
+import errno
 import json
 import logging
 import math
@@ -7,12 +9,15 @@ import pathlib
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
+from PIL import Image
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tqdm import tqdm
 
 from vmae_jax import chips
@@ -63,8 +68,8 @@ class Writer:
         folder = pathlib.Path(workdir)
         self._path = folder / "metrics.jsonl"
         _drop_rows_after(self._path, first_step)
-        self._file = self._path.open("a", encoding="utf-8")
-        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        self._pictures = folder / "pictures"
+        self._events = _EventFile(folder / "tensorboard", first_step)
         self._wandb = _open_wandb(wandb_project, folder, config) if wandb_project else None
         self._bar = (
             tqdm(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True)
@@ -73,15 +78,14 @@ class Writer:
         )
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
-        """Writes one row; `step` is the number of updates done."""
+        """Writes one row, or reports that it cannot; `step` is the number of updates done."""
         if not self._active:
             return
         # JSON has no NaN: a non-finite value is written as null.
         clean = {k: (v if math.isfinite(v) else None) for k, v in row.items()}
-        self._file.write(json.dumps({"step": step, **clean}) + "\n")
-        self._file.flush()
-        for name, value in row.items():
-            self._tensorboard.add_scalar(name, value, step)
+        with reported(f"metrics of step {step}"):
+            append(self._path, json.dumps({"step": step, **clean}) + "\n")
+            self._events.add(step, [summary.scalar(name, value) for name, value in row.items()])
         if self._wandb is not None:
             self._wandb.log(dict(row), step=step)
         line = "  ".join(f"{k} {_short(row[k])}" for k in _LINE if k in row)
@@ -96,24 +100,79 @@ class Writer:
             self._bar.update(step - self._bar.n)
 
     def picture(self, name: str, image: np.ndarray, step: int) -> None:
-        """Adds a picture, uint8 [H, W, 3], to TensorBoard."""
-        if self._active:
-            self._tensorboard.add_image(name, image, step, dataformats="HWC")
-            if self._wandb is not None:
-                import wandb
-
-                self._wandb.log({name: wandb.Image(image)}, step=step)
-
-    def close(self) -> None:
-        """Flushes and closes everything."""
+        """Saves a picture, uint8 [H, W, 3], and adds it to TensorBoard."""
         if not self._active:
             return
-        self._file.close()
-        self._tensorboard.close()
+        with reported(f"picture of step {step}"):
+            self._pictures.mkdir(exist_ok=True)
+            Image.fromarray(image).save(self._pictures / f"step_{step:08d}.png")
+            self._events.add(step, [summary.image(name, image, dataformats="HWC")])
+        if self._wandb is not None:
+            import wandb
+
+            self._wandb.log({name: wandb.Image(image)}, step=step)
+
+    def close(self) -> None:
+        """Closes what is open."""
+        if not self._active:
+            return
         if self._bar is not None:
             self._bar.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+class _EventFile:
+    """TensorBoard's events, written when they are added, so that an error of the disk shows here.
+
+    tensorboardX's own writer has a thread for that, which such an error ends; the run then hangs
+    as soon as the queue is full.
+    """
+
+    def __init__(self, folder: pathlib.Path, first_step: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._first_step = folder, first_step
+        self._writer: EventsWriter | None = None
+
+    def add(self, step: int, summaries: Iterable[Any]) -> None:
+        """Adds summaries; after an OSError the next ones go to a new file."""
+        writer, self._writer = self._writer or self._open(), None
+        for value in summaries:
+            writer.write_event(Event(wall_time=time.time(), step=step, summary=value))
+        writer.flush()
+        self._writer, self._first_step = writer, step
+
+    def _open(self) -> EventsWriter:
+        writer = EventsWriter(str(self._folder / "events"))
+        # What other files hold of later steps, of a stretch that was lost, is not shown.
+        started = SessionLog(status=SessionLog.START)
+        writer.write_event(Event(step=self._first_step + 1, session_log=started))
+        return writer
+
+
+@contextlib.contextmanager
+def reported(what: str) -> Iterator[None]:
+    """Reports a disk that is full or gone, and goes on: training is worth more than its log."""
+    try:
+        yield
+    except OSError as error:
+        _log.error("The %s could not be written: %s", what, error)
+
+
+def append(path: pathlib.Path, text: str) -> None:
+    """Appends all of a text to a file, or nothing.
+
+    Raises:
+      OSError: it could not be written.
+    """
+    with path.open("ab", buffering=0) as file:
+        size, data = file.tell(), text.encode()
+        try:
+            if file.write(data) < len(data):  # what is left of the disk
+                raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        except OSError:
+            file.truncate(size)
+            raise
 
 
 _LINE = ("loss", "lr", "grad_norm", "step_s", "clips_per_s", "mfu", "data_wait", "eta_s")
