@@ -7,6 +7,9 @@ The set is a mixture: docs/examples/hybrid.toml names its parts. Its list in one
 The flagship: 1.03 billion parameters, 8 x 16 x 16 tokens of which the encoder sees 208, the decoder
 predicts 1024.
 
+Fits:   compiled for absent chips, 32 clips a chip, encoder.remat="named": peak 10.3 of 16 GiB on
+        v5e:8x8 and v5e:16x16 (mesh.fsdp=16), 11.3 of 95 on v5p:4x4x4 and of 32 on v6e:8x8
+        (mesh.fsdp=8); 16 clips, "full", v5e:2x4: 3.1 (docs/scaling.md).
 Run:    python -m vmae_jax.main --config=configs/v2_vitg.py \
             --config.data.manifest=hybrid.toml --workdir=runs/v2_vitg
 Expect: paper, after fine-tuning: top-1 87.2 on Kinetics-400 (5x3), 77.0 on SSv2 (2x3).

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
+from vmae_jax import config as config_lib
+from vmae_jax import main
 from vmae_jax.data.synthetic import generate
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -80,6 +82,11 @@ def unbroken(videos, tmp_path_factory):
     result = run(videos, workdir, *TINY)
     assert result.returncode == 0, result.stderr
     return workdir
+
+
+def test_workdir_in_a_bucket_is_refused_before_anything_is_made():
+    with pytest.raises(config_lib.ConfigError, match="gs://bucket/run: a run writes to a folder"):
+        main.run(config_lib.pretrain_defaults(), "gs://bucket/run")
 
 
 def test_run_leaves_config_metrics_and_checkpoints(unbroken):

@@ -7,7 +7,6 @@ On several hosts the same command runs on each; see docs/scaling.md.
 """
 
 import logging
-import math
 import pathlib
 import sys
 
@@ -23,6 +22,7 @@ from vmae_jax.data.pipeline import ClipPipeline
 from vmae_jax.errors import UserError
 from vmae_jax.evals.reconstruct import make_draw
 from vmae_jax.train.loop import Outcome, Trainer
+from vmae_jax.train.sharding import make_mesh
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Recipe, e.g. configs/v2_vitb.py or configs/v2_vitb.py:smoke.", lock_config=True
@@ -63,6 +63,11 @@ def run(config: ConfigDict, workdir: str) -> Outcome:
     Raises:
       UserError: of whatever kind; says what to put right.
     """
+    if "://" in workdir:
+        raise config_lib.ConfigError(
+            f"--workdir={workdir}: a run writes to a folder, not to a bucket; mount one that all "
+            "hosts see (docs/scaling.md)"
+        )
     config_lib.validate(config)
     system = systems.build(config)
     num_videos = assemble.count_videos(config)
@@ -98,7 +103,7 @@ def _describe(config: ConfigDict, plan: config_lib.Plan, num_videos: int) -> Non
         "%d %s device(s), %d of which share one copy of the parameters.",
         jax.device_count(),
         jax.local_devices()[0].device_kind,
-        math.gcd(config.mesh.fsdp, jax.device_count()),
+        make_mesh(config.mesh.fsdp).shape["fsdp"],
     )
 
 

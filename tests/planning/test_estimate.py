@@ -1,5 +1,6 @@
 import pytest
 
+from vmae_jax import chips
 from vmae_jax.chips import Chip
 from vmae_jax.planning import estimate
 from vmae_jax.planning.hlo import Collective
@@ -63,3 +64,9 @@ def test_advice_names_the_fields_in_the_order_of_their_cost():
     assert "--clips_per_chip=16" in words[1] and "mesh.fsdp=16" in words[2]
     last = estimate.advice(remat={"encoder": "full"}, clips_per_chip=1, fsdp=8, chips_per_slice=8)
     assert last == ["use more chips, or chips with more memory"]
+
+
+def test_hosts_of_a_slice():
+    v5e, v5p = chips.named("v5e"), chips.named("v5p")
+    assert [v5e.hosts(n) for n in (1, 8, 16, 256)] == [1, 1, 4, 64]
+    assert [v5p.hosts(n) for n in (4, 8, 64)] == [1, 2, 16]

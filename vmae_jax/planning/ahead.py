@@ -114,7 +114,9 @@ def _tpu_devices(chip: Chip, shape: str, slices: int) -> list[jax.Device]:
             "install ACCEL=tpu"
         )
     # v4 is two cores that act as one device.
-    extra = {"chip_config_name": "megacore"} if chip.name == "v4" else {}
+    extra: dict[str, Any] = {"chip_config_name": "megacore"} if chip.name == "v4" else {}
+    if set(shape.split("x")) == {"1"}:  # less than the compiler's usual host of 2 x 2
+        extra["chips_per_host_bounds"] = (1, 1, 1)
     try:
         found = topologies.get_topology_desc(
             platform="tpu", topology_name=f"{chip.name}:{shape}", num_slices=slices, **extra

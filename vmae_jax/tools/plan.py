@@ -185,7 +185,7 @@ def _estimates(
         chips_per_slice=devices // topology.slices,
         efficiency=efficiency,
     )
-    rate, hosts = clips / time.total, max(devices // chip.chips_per_host, 1)
+    rate, hosts = clips / time.total, chip.hosts(devices)
     assumptions = [
         f"arithmetic at {efficiency:.0%} of {chip.peak_tflops:g} TFLOP/s",
         f"transfers at {chip.link_gbps:g} GB/s, beside the arithmetic" if step else "no transfers",
