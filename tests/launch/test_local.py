@@ -157,6 +157,8 @@ def started(program, tmp_path):
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            # Where tests run in the background it is ignored, and a shell keeps to that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         scripts.append(script)
         _read_until(script, "ready", 2)
