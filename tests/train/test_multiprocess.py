@@ -80,10 +80,12 @@ def test_stopped_run_of_two_processes_goes_on_to_the_same_end(place, one):
 @pytest.mark.slow
 def test_killed_process_ends_the_others_and_the_job_goes_on_from_the_last_checkpoint(place, one):
     workdir = place / "killed"
-    with started(place / "videos", workdir, ALL, **of(place, 2, 1)) as processes:
+    # A broken connection shows at once; where one waits for the other to save, after this time.
+    options = of(place, 2, 1)
+    with started(place / "videos", workdir, ALL, "--heartbeat_s=10", **options) as processes:
         wait_until(lambda: len(rows(workdir)) >= 5, processes)
         processes[1].kill()
-        codes = ended(processes, within_s=60)
+        codes = ended(processes, within_s=90)
     assert codes[0] not in (0, 143) and codes[1] == -signal.SIGKILL
     last = saved_steps(workdir)[-1]
     assert run(place / "videos", workdir, ALL, **of(place, 2, 1)) == [0, 0]
