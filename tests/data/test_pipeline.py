@@ -376,12 +376,13 @@ def test_a_killed_worker_is_an_error_that_says_so(videos, number, words):
 def test_dead_workers_start_anew_at_the_batch_where_one_died(videos, caplog):
     """As often as is allowed, and with the batches of a run in which none died."""
     chosen = options(videos, repeats=2, workers=2, worker_videos=2, max_worker_restarts=2)
-    steps = 16  # a death shows once what the worker had made before is used up
+    steps, kills = 24, 0  # a death shows once what the worker had made before is used up
     unbroken, batches = take(dataclasses.replace(chosen, workers=0), steps), []
     with ClipPipeline(chosen, batch_videos=4, seed=3) as pipeline:
         for step in range(steps):
-            if step in (2, 5):
+            if step >= 2 and kills < 2 and batches[-1].restarts == kills:
                 os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+                kills += 1
             batches.append(next(pipeline))
         assert batches[-1].restarts == 2
         assert_same(unbroken, batches)
