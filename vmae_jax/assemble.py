@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import os
-import pathlib
 import re
 from collections.abc import Callable
 from typing import Any
@@ -12,11 +11,15 @@ import jax
 from ml_collections import ConfigDict
 
 from vmae_jax import config as config_lib
-from vmae_jax.convert.files import load_safetensors
-from vmae_jax.convert.videomae import pretrain_table
+from vmae_jax import systems
+from vmae_jax.convert import sources
+from vmae_jax.convert.engine import ConversionError, flatten, unflatten
+from vmae_jax.convert.fit import EXACT, Fitted, Policy, fit, starting_policy
+from vmae_jax.convert.sources import Source
 from vmae_jax.data.pipeline import ClipPipeline, PipelineOptions
+from vmae_jax.ops.patches import grid_of
 from vmae_jax.train import optim
-from vmae_jax.train.checkpoints import CheckpointError, load_params
+from vmae_jax.train.checkpoints import read_params
 from vmae_jax.train.loop import Run
 from vmae_jax.train.schedules import warmup_cosine
 from vmae_jax.train.step import StepOptions
@@ -114,33 +117,93 @@ def make_run(config: ConfigDict, plan: config_lib.Plan) -> Run:
 def initial_weights(config: ConfigDict) -> Callable[[Any], Any] | None:
     """How to get the weights that `config.init_from` names; None where it names none.
 
+    What the model has and the source lacks keeps the values that `config.seed` gives it, where
+    `convert/fit.py` allows that: a classifier from a pretraining checkpoint, for one.
+
     Returns:
       abstract parameters -> parameters; see `load_weights`.
     """
     path = config.init_from
     if not path:
         return None
-    return lambda abstract: load_weights(path, config, abstract)
+
+    def load(abstract: Any) -> Any:
+        return load_weights(path, config, abstract, policy=starting_policy(abstract))
+
+    return load
 
 
-def load_weights(path: str, config: ConfigDict, abstract_params: Any) -> Any:
-    """Weights from a checkpoint of ours, or from a safetensors file in the released names.
-
-    Of a checkpoint that holds an average of the parameters (EMA), the average is taken.
+def load_weights(
+    path: str, config: ConfigDict, abstract_params: Any, *, policy: Policy = EXACT
+) -> Any:
+    """Weights of any origin that `read_weights` reads, fitted to a model and placed.
 
     Args:
-      path: a workdir, one step's folder in it, or a `.safetensors` file.
-      config: says how patches were cut, which a released file does not tell.
-      abstract_params: nested dict of `jax.ShapeDtypeStruct`, with shardings if there is a mesh.
+      path: see `read_weights`.
+      config: the recipe of the model.
+      abstract_params: nested dict of `jax.ShapeDtypeStruct` with shardings.
+      policy: what need not agree; every name by default.
 
     Raises:
       CheckpointError, ConversionError: what does not fit, by name and shape.
     """
-    if not path.endswith(".safetensors"):
-        return load_params(path, abstract_params, prefer_ema=True)
-    if not pathlib.Path(path).is_file():
-        raise CheckpointError(f"no weights at {path}")
-    table = pretrain_table(config.model.tubelet, config.model.channels)
-    params, report = load_safetensors(path, table, abstract_params)
-    _log.info("Weights from %s: %s", path, report)
-    return jax.tree.map(lambda x, want: jax.device_put(x, want.sharding), params, abstract_params)
+    source = read_weights(path)
+    _log.info("Weights:\n%s", source.describe())
+    fitted = fit_weights(source, config, abstract_params, policy=policy)
+    _log.info("%s", fitted.report)
+    wanted = flatten(abstract_params)
+    placed = {
+        name: jax.make_array_from_callback(
+            array.shape, wanted[name].sharding, lambda index, array=array: array[index]
+        )
+        for name, array in fitted.arrays.items()
+    }
+    if fresh := {name: wanted[name].sharding for name in fitted.report.fresh}:
+        init = systems.build(config).init
+
+        def initial(key: jax.Array) -> dict[str, jax.Array]:
+            params = flatten(init(key))
+            return {name: params[name] for name in fresh}
+
+        placed |= jax.jit(initial, out_shardings=fresh)(jax.random.key(config.seed))
+    return jax.tree.map(lambda name: placed[name], unflatten({name: name for name in wanted}))
+
+
+def read_weights(path: str) -> Source:
+    """Weights of any origin, by our paths, with what is known of them.
+
+    Of a checkpoint that holds an average of the parameters (EMA), the average is taken.
+
+    Args:
+      path: a workdir or one step's folder in it; a `.safetensors` or PyTorch file, or a folder,
+        of the released VideoMAE, transformers or our own.
+
+    Raises:
+      CheckpointError, ConversionError: it cannot be read.
+    """
+    if sources.is_weights(path):
+        return sources.read(path)
+    params, part, meta = read_params(path)
+    return sources.of_checkpoint(path, params, part, meta["config"])
+
+
+def fit_weights(
+    source: Source, config: ConfigDict, template: Any, *, policy: Policy = EXACT
+) -> Fitted:
+    """Fits weights to the model of a recipe; see `convert.fit.fit`.
+
+    Raises:
+      ConversionError: what does not fit, by name and shape.
+    """
+    for field in ("tubelet", "channels"):
+        found = getattr(source, field)
+        if found is not None and found != config.model[field]:
+            raise ConversionError(
+                f"{source.path} was made for {field}={found}, the config has "
+                f"model.{field}={config.model[field]}"
+            )
+    height, width = config.data.size
+    grid = grid_of(
+        frames=config.data.frames, height=height, width=width, tubelet=config.model.tubelet
+    )
+    return fit(source.arrays, source.report, template, policy=policy, grid=grid)

@@ -8,7 +8,8 @@ import numpy as np
 from einops import rearrange
 from golden import Case, Comparison
 
-from vmae_jax.convert.engine import export_arrays, import_arrays, locate
+from vmae_jax.convert.engine import locate, to_ours, to_theirs, unflatten
+from vmae_jax.convert.fit import fit
 from vmae_jax.convert.videomae import finetune_table, pretrain_table
 from vmae_jax.models.functional import functional
 from vmae_jax.models.layers import StackOptions
@@ -28,13 +29,13 @@ def pretrain(case: Case, result: Comparison) -> None:
     assert not config.get("use_learnable_pos_emb"), (
         "learned positions do not exist in pretraining (the released model cannot run them)"
     )
-    tubelet, channels = _patch_shape(weights["encoder.patch_embed.proj.weight"])
+    tubelet, channels = patch_shape(weights["encoder.patch_embed.proj.weight"])
     clip = rearrange(inputs["clip"], "b c t h w -> b t h w c")
-    grid = _grid(clip, tubelet)
+    grid = grid_of_clip(clip, tubelet)
     hidden = inputs["mask"].reshape(clip.shape[0], -1).astype(bool)
     dropped = inputs.get("decode_mask", ~hidden).reshape(hidden.shape).astype(bool)
-    visible_idx = _positions(~hidden)
-    target_idx = _positions(~dropped)
+    visible_idx = positions(~hidden)
+    target_idx = positions(~dropped)
 
     # The released engine restores [0, 1] with three fixed channel constants.
     pixels = clip * np.float32(IMAGENET_STD) + np.float32(IMAGENET_MEAN)
@@ -50,7 +51,7 @@ def pretrain(case: Case, result: Comparison) -> None:
         )
     )
     table = pretrain_table(tubelet, channels)
-    params, _ = import_arrays(weights, table, net.shapes)
+    params = imported(weights, table, net)
 
     def run(params):
         module = net.module(params)
@@ -72,14 +73,14 @@ def pretrain(case: Case, result: Comparison) -> None:
         outputs["loss"] = total / count
         return outputs["loss"], outputs
 
-    _compare(case, result, run, params, table)
+    compare(case, result, run, params, table)
 
 
 def finetune(case: Case, result: Comparison) -> None:
     config, inputs, weights = case.config, case.arrays("inputs"), case.arrays("weights")
-    tubelet, channels = _patch_shape(weights["patch_embed.proj.weight"])
+    tubelet, channels = patch_shape(weights["patch_embed.proj.weight"])
     clip = rearrange(inputs["clip"], "b c t h w -> b t h w c")
-    grid = _grid(clip, tubelet)
+    grid = grid_of_clip(clip, tubelet)
     learned = config.get("use_learnable_pos_emb", False)
     net = functional(
         lambda rngs: Classifier(
@@ -93,7 +94,7 @@ def finetune(case: Case, result: Comparison) -> None:
         )
     )
     table = finetune_table(tubelet, channels)
-    params, _ = import_arrays(weights, table, net.shapes)
+    params = imported(weights, table, net)
 
     def run(params):
         module = net.module(params)
@@ -110,7 +111,7 @@ def finetune(case: Case, result: Comparison) -> None:
         outputs |= {"pooled": pooled, "logits": logits}
         return outputs["loss_soft"], outputs
 
-    _compare(case, result, run, params, table)
+    compare(case, result, run, params, table)
 
 
 def position_tables(case: Case, result: Comparison) -> None:
@@ -205,7 +206,7 @@ def param_groups(case: Case, result: Comparison, stage: str) -> None:
     groups = case.json("param_groups")[stage]
     reference = groups["params"]
     prefix = "encoder." if stage == "pretrain" else ""
-    tubelet, channels = _patch_shape(
+    tubelet, channels = patch_shape(
         np.empty(reference[f"{prefix}patch_embed.proj.weight"]["shape"], np.float32)
     )
     table = (pretrain_table if stage == "pretrain" else finetune_table)(tubelet, channels)
@@ -228,11 +229,16 @@ def param_groups(case: Case, result: Comparison, stage: str) -> None:
         result.array(f"lr_scale:{name}", scale, wanted["lr_scale"], rtol=1e-9, atol=0)
 
 
-def _compare(case: Case, result: Comparison, run, params, table) -> None:
+def imported(weights, table, net) -> dict:
+    """The parameters of `net` from published names, every one of them."""
+    return unflatten(fit(*to_ours(weights, table), net.shapes).arrays)
+
+
+def compare(case: Case, result: Comparison, run, params, table) -> None:
     grad_fn = jax.jit(jax.value_and_grad(run, has_aux=True))
     with jax.default_matmul_precision("highest"):
         (_, outputs), grads = grad_fn(params)
-    grads = export_arrays(grads, table)
+    grads = to_theirs(grads, table)
     result.arrays("outputs", outputs, case.arrays("outputs"))
     result.arrays("grads", grads, case.arrays("grads"))
     result.norms(grads)
@@ -260,18 +266,18 @@ def _options(config) -> StackOptions:
     )
 
 
-def _patch_shape(weight: np.ndarray) -> tuple[tuple[int, int, int], int]:
+def patch_shape(weight: np.ndarray) -> tuple[tuple[int, int, int], int]:
     """(tubelet, channels) from the convolution itself, which no config can contradict."""
     _, channels, frames, rows, columns = weight.shape
     return (frames, rows, columns), channels
 
 
-def _grid(clip: np.ndarray, tubelet) -> tuple[int, int, int]:
+def grid_of_clip(clip: np.ndarray, tubelet) -> tuple[int, int, int]:
     _, frames, height, width, _ = clip.shape
     return grid_of(frames=frames, height=height, width=width, tubelet=tubelet)
 
 
-def _positions(mask: np.ndarray) -> jax.Array:
+def positions(mask: np.ndarray) -> jax.Array:
     """Positions of the True entries, which every row has as many of."""
     rows = [np.flatnonzero(row) for row in mask]
     assert len({len(row) for row in rows}) == 1, "clips of one batch select different counts"
@@ -282,7 +288,7 @@ def _ones(reference, table) -> dict:
     """A tree of ones in our layout for published names and shapes."""
     leaves: dict[str, dict] = {}
     for name, entry in reference.items():
-        rule, block = table.find(name)
+        rule, _, block = table.find(name)
         array = rule.layout.to_ours(np.ones(entry["shape"], np.float32))
         leaves.setdefault(rule.ours, {})[block] = array
     tree: dict = {}

@@ -5,10 +5,11 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from vmae_jax import config as config_lib
 from vmae_jax import systems
-from vmae_jax.convert.files import save_safetensors
+from vmae_jax.convert.engine import to_theirs
 from vmae_jax.convert.videomae import pretrain_table
 from vmae_jax.data.video import probe, write_video
 from vmae_jax.tools import reconstruct
@@ -25,7 +26,8 @@ def trained(tmp_path_factory):
     config.data.update(frames=4, size=(32, 32), stride=1)
     (folder / "config.json").write_text(config_lib.to_json(config))
     params = systems.build(config).init(jax.random.key(0))
-    save_safetensors(folder / "weights.safetensors", params, pretrain_table((2, 8, 8)))
+    weights = to_theirs(params, pretrain_table((2, 8, 8)))
+    save_file(weights, folder / "weights.safetensors")
     rng = np.random.default_rng(0)
     for name in ("one two.mp4", "b.mp4"):
         frames = rng.integers(0, 256, (12, 40, 56, 3), np.uint8)

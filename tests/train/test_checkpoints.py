@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vmae_jax.train.checkpoints import CheckpointError, Checkpoints, load_params
+from vmae_jax.train.checkpoints import CheckpointError, Checkpoints, read_params
 from vmae_jax.train.sharding import make_mesh
 from vmae_jax.train.state import TrainState
 
@@ -161,11 +161,16 @@ def test_other_shape_names_the_parameter(tmp_path):
 
 def test_weights_alone_from_workdir_or_step(tmp_path):
     saved(tmp_path, [1, 2], ema=7).close()
-    want = abstract(state_of(0).params)
-    assert float(load_params(str(tmp_path), want)["head"]["kernel"][0, 0]) == 2.0
-    first = str(tmp_path / "checkpoints" / "1")
-    assert float(load_params(first, want)["head"]["kernel"][0, 0]) == 1.0
-    averaged = load_params(str(tmp_path), want, prefer_ema=True)
-    assert float(averaged["head"]["kernel"][0, 0]) == 7.0
+    params, part, _ = read_params(str(tmp_path), prefer_ema=False)
+    assert part == "params" and params["head"]["kernel"][0, 0] == 2.0
+    assert isinstance(params["head"]["kernel"], np.ndarray)
+    params, _, _ = read_params(str(tmp_path / "checkpoints" / "1"), prefer_ema=False)
+    assert params["head"]["kernel"][0, 0] == 1.0
+    averaged, part, meta = read_params(str(tmp_path))
+    assert part == "ema" and averaged["head"]["kernel"][0, 0] == 7.0
+    assert "config" in meta
     with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
-        load_params(str(tmp_path / "nowhere"), want)
+        read_params(str(tmp_path / "nowhere"))
+    (tmp_path / "checkpoints" / "2" / "params" / "manifest.ocdbt").unlink()
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_params(str(tmp_path), prefer_ema=False)

@@ -1,17 +1,20 @@
-"""Moves weights between a foreign flat dict of names and our nested dict, both ways, strictly.
+"""Moves arrays between a foreign flat dict of names and our paths, both ways, strictly.
 
 A family's table (see convert/videomae.py) says which name goes where and how the layout changes.
-Nothing is silent: every foreign name is mapped, ignored for a stated reason, or an error.
+Nothing is silent: every foreign name is mapped, ignored for a stated reason, or an error. Whether
+the arrays suit a model is asked afterwards, by our paths alone (convert/fit.py).
 """
 
 import dataclasses
+import functools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from vmae_jax import rules
 from vmae_jax.errors import UserError
 
 Params = dict[str, Any]
@@ -29,25 +32,38 @@ class Layout:
 SAME = Layout(lambda x: x, lambda x: x)
 # PyTorch keeps linear weights as (out, in).
 TRANSPOSED = Layout(lambda x: x.T, lambda x: x.T)
+# In place of one of our paths: these numbers have no place here, so they must be zero.
+ZERO = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One foreign name, or one per block, and its place in our tree.
+    """A foreign name, or one per block, and its place in our tree.
 
     Attributes:
-      theirs: foreign name; "{i}" stands for the number of a block.
+      theirs: foreign name; "{i}" stands for the number of a block. Several names: parts of one
+        array, joined along their first axis.
       ours: path in our tree, "/" between keys; the blocks are stacked on the leading axis there.
-      layout: change of layout of one array (of one block).
+        Several: the (joined) array is cut evenly along its first axis, and `ZERO` stands for a
+        piece that must be zero.
+      layout: change of layout of one (joined or cut) array of one block.
     """
 
-    theirs: str
-    ours: str
+    theirs: str | tuple[str, ...]
+    ours: str | tuple[str | None, ...]
     layout: Layout = SAME
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        return (self.theirs,) if isinstance(self.theirs, str) else self.theirs
+
+    @property
+    def places(self) -> tuple[str | None, ...]:
+        return (self.ours,) if isinstance(self.ours, str) else self.ours
+
+    @property
     def stacked(self) -> bool:
-        return "{i}" in self.theirs
+        return "{i}" in self.parts[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,17 +72,14 @@ class Table:
 
     Attributes:
       name: of the family, for messages.
-      rules: where each foreign name goes.
+      rules: where each foreign name goes. Of several spellings of one array, the first is written.
       ignored: (regular expression on the whole foreign name, reason it has no place here).
-      fresh: (regular expression on our path, reason the source may lack it: it keeps its initial
-        value).
       prefixes: wrappers' prefixes, stripped from the start of foreign names, repeatedly.
     """
 
     name: str
     rules: tuple[Rule, ...]
     ignored: tuple[tuple[str, str], ...] = ()
-    fresh: tuple[tuple[str, str], ...] = ()
     prefixes: tuple[str, ...] = ("module.", "_orig_mod.")
 
     def strip(self, name: str) -> str:
@@ -75,18 +88,19 @@ class Table:
             name = name[len(prefix) :]
         return name
 
-    def find(self, name: str) -> tuple[Rule, int | None] | None:
-        """The rule for a stripped foreign name and the number of its block (None: not in one)."""
-        for rule in self.rules:
-            if not rule.stacked:
-                if name == rule.theirs:
-                    return rule, None
-                continue
-            head, tail = rule.theirs.split("{i}")
-            middle = name[len(head) : len(name) - len(tail)]
-            if name.startswith(head) and name.endswith(tail) and re.fullmatch(r"\d+", middle):
-                return rule, int(middle)
+    def find(self, name: str) -> tuple[Rule, int, int | None] | None:
+        """The rule of a stripped foreign name, its part in it, its block (None: in none)."""
+        if name in self._by_name:
+            return *self._by_name[name], None
+        if number := re.search(r"(?<=\.)\d+(?=\.)", name):
+            pattern = f"{name[: number.start()]}{{i}}{name[number.end() :]}"
+            if pattern in self._by_name:
+                return *self._by_name[pattern], int(number[0])
         return None
+
+    @functools.cached_property
+    def _by_name(self) -> dict[str, tuple[Rule, int]]:
+        return {name: (rule, part) for rule in self.rules for part, name in enumerate(rule.parts)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,14 +108,16 @@ class Report:
     """What became of every name.
 
     Attributes:
-      mapped: foreign name -> our path (with "[i]" for a block).
+      mapped: foreign name -> our paths (with "[i]" for a block).
       ignored: foreign name -> reason.
       fresh: our path -> reason it was not in the source and keeps its initial value.
+      notes: what else a reader should know.
     """
 
-    mapped: dict[str, str]
-    ignored: dict[str, str]
-    fresh: dict[str, str]
+    mapped: Mapping[str, tuple[str, ...]]
+    ignored: Mapping[str, str]
+    fresh: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{len(self.mapped)} arrays mapped"]
@@ -110,7 +126,14 @@ class Report:
             for name, reason in names.items():
                 reasons.setdefault(reason, []).append(name)
             for reason, group in reasons.items():
-                lines.append(f"{len(group)} {title} ({reason}): {_listed(group)}")
+                lines.append(f"{len(group)} {title} ({reason}): {listed(group)}")
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def details(self) -> str:
+        """One line for every name."""
+        lines = [f"{name} -> {' + '.join(paths)}" for name, paths in self.mapped.items()]
+        lines += [f"{name} ignored: {reason}" for name, reason in self.ignored.items()]
+        lines += [f"{path} is new: {reason}" for path, reason in self.fresh.items()]
         return "\n".join(lines)
 
 
@@ -118,89 +141,88 @@ class ConversionError(UserError, ValueError):
     """A source does not fit the table or the model; the message names every array at fault."""
 
 
-def import_arrays(source: Arrays, table: Table, template: Params) -> tuple[Params, Report]:
-    """Foreign arrays -> our parameters.
+def to_ours(source: Arrays, table: Table) -> tuple[dict[str, np.ndarray], Report]:
+    """Foreign arrays -> arrays by our paths.
 
     Args:
       source: foreign name -> array, any float dtype.
       table: the family's names.
-      template: our parameter tree, arrays or `jax.ShapeDtypeStruct`; fixes structure and shapes.
-        Where the source may lack a parameter (`table.fresh`), the template's leaf is returned.
 
     Returns:
-      (params, report): float32 numpy leaves in the structure of `template`.
+      (arrays, report): float32, the blocks of a stack on the leading axis.
 
     Raises:
-      ConversionError: names without a rule, two names for one place, missing blocks or parameters,
-        or shapes that differ; all problems at once.
+      ConversionError: names without a rule, two names for one place, missing parts or blocks,
+        blocks of different shapes; all problems at once.
     """
-    wanted = dict(_flatten(template))
     problems: list[str] = []
-    found: dict[str, dict[int | None, tuple[str, np.ndarray]]] = {}
-    mapped, ignored, fresh = {}, {}, {}
-    for full_name, array in source.items():
+    ignored: dict[str, str] = {}
+    read: dict[tuple[str, int | None], dict[int, str]] = {}  # (first part, block) -> part -> name
+    rules_of: dict[str, Rule] = {}
+    for full_name in source:
         name = table.strip(full_name)
-        # A reason to ignore wins over a rule: tables for a part of a checkpoint share the rules.
-        if reason := _reason(name, table.ignored):
+        if reason := reason_for(name, table.ignored):
             ignored[full_name] = reason
-        elif match := table.find(name):
-            rule, block = match
-            place = found.setdefault(rule.ours, {})
-            if block in place:
-                problems.append(f"{full_name} and {place[block][0]} are the same array")
-                continue
-            try:
-                place[block] = (full_name, np.asarray(rule.layout.to_ours(np.asarray(array))))
-            except (ValueError, RuntimeError) as error:  # einops raises the latter
-                problems.append(f"{full_name} of shape {np.shape(array)}: {error}")
-                continue
-            mapped[full_name] = rule.ours if block is None else f"{rule.ours}[{block}]"
+        elif found := table.find(name):
+            rule, part, block = found
+            rules_of[rule.parts[0]] = rule
+            parts = read.setdefault((rule.parts[0], block), {})
+            if part in parts:
+                problems.append(f"{full_name} and {parts[part]} are the same array")
+            parts.setdefault(part, full_name)
         else:
             problems.append(f"{full_name} is unknown to the table '{table.name}'")
 
-    leaves = {}
-    for path, leaf in wanted.items():
-        if path in found:
-            array = _assembled(path, found.pop(path), tuple(leaf.shape), problems)
-            leaves[path] = array
-        elif reason := _reason(path, table.fresh):
-            fresh[path] = reason
-            leaves[path] = leaf
-        else:
-            problems.append(f"{path} {tuple(leaf.shape)} is missing from the source")
-    for path, place in found.items():
-        names = _listed([name for name, _ in place.values()])
-        problems.append(f"the model has no {path}, the source does: {names}")
+    mapped: dict[str, tuple[str, ...]] = {}
+    stacks: dict[str, dict[int | None, tuple[str, np.ndarray]]] = {}
+    for (first, block), parts in read.items():
+        rule = rules_of[first]
+        names = ", ".join(parts.values())
+        if len(parts) < len(rule.parts):
+            absent = [p for i, p in enumerate(rule.parts) if i not in parts]
+            problems.append(f"{names} came without {listed(absent)}".replace("{i}", str(block)))
+            continue
+        try:
+            pieces = _pieces([source[parts[i]] for i in range(len(parts))], rule)
+        except (ValueError, RuntimeError) as error:  # einops raises the latter
+            problems.append(f"{names} of shape {np.shape(source[parts[0]])}: {error}")
+            continue
+        labels = tuple(p if block is None else f"{p}[{block}]" for p in pieces)
+        mapped |= dict.fromkeys(parts.values(), labels or ("zero, as it must be",))
+        for path, array in pieces.items():
+            stack = stacks.setdefault(path, {})
+            if block in stack:
+                problems.append(f"{names} and {stack[block][0]} are the same array")
+            stack.setdefault(block, (names, array))
+
+    arrays = {path: _stacked(path, stack, problems) for path, stack in stacks.items()}
     if problems:
         raise ConversionError(
-            f"the source does not fit the model under the table '{table.name}':\n  "
-            + "\n  ".join(problems)
+            f"the source does not fit the table '{table.name}':\n  " + "\n  ".join(problems)
         )
-    return _unflatten(leaves), Report(mapped, ignored, fresh)
+    return arrays, Report(mapped, ignored)
 
 
-def export_arrays(params: Params, table: Table) -> dict[str, np.ndarray]:
+def to_theirs(params: Params, table: Table) -> dict[str, np.ndarray]:
     """Our parameters (or any tree of their structure, such as gradients) under foreign names.
 
     Raises:
       ConversionError: a path has no rule in the table.
     """
-    rules = {rule.ours: rule for rule in table.rules}
+    by_path = {rule.ours: rule for rule in reversed(table.rules) if isinstance(rule.ours, str)}
     out: dict[str, np.ndarray] = {}
     unknown = []
-    for path, leaf in _flatten(params):
-        if path not in rules:
+    for path, leaf in flatten(params).items():
+        if path not in by_path:
             unknown.append(path)
             continue
-        rule, array = rules[path], np.asarray(leaf)
-        if not rule.stacked:
-            out[rule.theirs] = np.ascontiguousarray(rule.layout.to_theirs(array))
-            continue
-        for i, block in enumerate(array):
-            name = rule.theirs.replace("{i}", str(i))
-            out[name] = np.ascontiguousarray(rule.layout.to_theirs(block))
+        rule, array = by_path[path], np.asarray(leaf)
+        for block, piece in enumerate(array) if rule.stacked else [(None, array)]:
+            parts = _cut(rule.layout.to_theirs(piece), len(rule.parts))
+            for name, part in zip(rule.parts, parts, strict=True):
+                out[name.replace("{i}", str(block))] = np.ascontiguousarray(part)
     if unknown:
-        raise ConversionError(f"the table '{table.name}' has no name for {_listed(unknown)}")
+        raise ConversionError(f"the table '{table.name}' has no name for {listed(unknown)}")
     return out
 
 
@@ -208,58 +230,22 @@ def locate(name: str, table: Table) -> tuple[str, int | None]:
     """Our path and the block number (None: not in a block) of one foreign name.
 
     Raises:
-      ConversionError: the table does not know the name.
+      ConversionError: the table does not know the name, or it has no single place.
     """
-    match = table.find(table.strip(name))
-    if match is None:
-        raise ConversionError(f"{name} is unknown to the table '{table.name}'")
-    return match[0].ours, match[1]
+    found = table.find(table.strip(name))
+    if found is None or not isinstance(found[0].ours, str):
+        raise ConversionError(f"{name} has no place of its own under the table '{table.name}'")
+    return found[0].ours, found[2]
 
 
-def _assembled(path, place, shape, problems) -> np.ndarray | None:
-    """One leaf from its arrays: stacked over blocks where there are any, checked and float32."""
-    if None in place:
-        array = place[None][1]
-    else:
-        missing = sorted(set(range(shape[0])) - set(place))
-        surplus = sorted(set(place) - set(range(shape[0])))
-        if missing or surplus:
-            problems.append(
-                f"{path} has {shape[0]} blocks in the model; the source lacks {missing} "
-                f"and has {surplus} too many"
-            )
-            return None
-        blocks = [place[i][1] for i in range(shape[0])]
-        odd = [place[i][0] for i in range(shape[0]) if blocks[i].shape != shape[1:]]
-        if odd:
-            problems.append(
-                f"{_listed(odd)}: {place[0][1].shape} in our layout where the model has {shape[1:]}"
-            )
-            return None
-        array = np.stack(blocks)
-    if array.shape != shape:
-        problems.append(
-            f"{place[None][0]}: {array.shape} in our layout where the model has {shape}"
-        )
-        return None
-    return np.ascontiguousarray(array, np.float32)
+def flatten(tree: Params) -> dict[str, Any]:
+    """Nested dict -> leaves by path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {rules.path_string(path): leaf for path, leaf in leaves}
 
 
-def _reason(name: str, patterns: tuple[tuple[str, str], ...]) -> str | None:
-    return next((reason for pattern, reason in patterns if re.fullmatch(pattern, name)), None)
-
-
-def _listed(names: list[str], limit: int = 8) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
-
-
-def _flatten(tree: Params) -> Iterator[tuple[str, Any]]:
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        yield "/".join(str(key.key) for key in path), leaf
-
-
-def _unflatten(leaves: Mapping[str, Any]) -> Params:
+def unflatten(leaves: Mapping[str, Any]) -> Params:
+    """Leaves by path -> nested dict."""
     tree: Params = {}
     for path, leaf in leaves.items():
         *parents, last = path.split("/")
@@ -268,3 +254,46 @@ def _unflatten(leaves: Mapping[str, Any]) -> Params:
             node = node.setdefault(parent, {})
         node[last] = leaf
     return tree
+
+
+def reason_for(name: str, patterns: Iterable[tuple[str, str]]) -> str | None:
+    """The reason of the first regular expression that the whole name matches."""
+    return next((reason for pattern, reason in patterns if re.fullmatch(pattern, name)), None)
+
+
+def listed(names: list[str], limit: int = 8) -> str:
+    """Names for a message, not more than a reader takes in."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def _pieces(parts: list[np.ndarray], rule: Rule) -> dict[str, np.ndarray]:
+    """The arrays of one rule and block, by our paths and in our layout."""
+    joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    pieces = {}
+    for path, piece in zip(rule.places, _cut(joined, len(rule.places)), strict=True):
+        if path is not ZERO:
+            pieces[path] = np.asarray(rule.layout.to_ours(piece))
+        elif np.any(piece):
+            raise ValueError("a bias of the keys that is not zero; the model has none")
+    return pieces
+
+
+def _cut(array: np.ndarray, count: int) -> list[np.ndarray]:
+    return [array] if count == 1 else np.split(array, count)
+
+
+def _stacked(path, stack, problems) -> np.ndarray | None:
+    """One array from those of its blocks, contiguous float32."""
+    if None in stack:
+        return np.ascontiguousarray(stack[None][1], np.float32)
+    depth = max(stack) + 1
+    if missing := sorted(set(range(depth)) - set(stack)):
+        problems.append(f"{path}: blocks {missing} of {depth} are missing")
+        return None
+    blocks = [stack[i][1] for i in range(depth)]
+    odd = [stack[i][0] for i in range(depth) if blocks[i].shape != blocks[0].shape]
+    if odd:
+        problems.append(f"{listed(odd)}: of another shape than block 0, {blocks[0].shape}")
+        return None
+    return np.stack(blocks).astype(np.float32, copy=False)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from vmae_jax import __version__, distributed, rules
@@ -243,23 +244,34 @@ def _throw(error: Exception) -> None:
     raise error
 
 
-def load_params(path: str, abstract_params: Any, *, prefer_ema: bool = False) -> Any:
-    """Loads only the weights of a checkpoint of ours, in the given layout.
+def read_params(path: str, *, prefer_ema: bool = True) -> tuple[Any, str, dict[str, Any]]:
+    """Reads only the weights of a checkpoint of ours, whatever their names and shapes.
 
     Args:
       path: a workdir (its newest checkpoint is taken) or one step's folder.
-      abstract_params: nested dict of `jax.ShapeDtypeStruct`, with shardings if there is a mesh.
       prefer_ema: take the parameter average where the checkpoint has one.
 
+    Returns:
+      (nested dict of numpy arrays, "ema" or "params", {"config": ..., "versions": ...}).
+
     Raises:
-      CheckpointError: nothing there, or other names or shapes than asked for.
+      CheckpointError: nothing there, or it cannot be read.
     """
     folder = checkpoint_folder(path)
-    with _context(alone=True):
-        saved = ocp.checkpointables_metadata(folder).metadata
-        part = "ema" if prefer_ema and "ema" in saved else "params"
-        _check_layout(folder, saved, {part: abstract_params})
-        return ocp.load_checkpointables(folder, {part: abstract_params})[part]
+    try:
+        with _context(alone=True):
+            saved = ocp.checkpointables_metadata(folder).metadata
+            part = "ema" if prefer_ema and "ema" in saved else "params"
+            # numpy leaves ask for numpy arrays, in no layout of devices.
+            want = jax.tree.map(
+                lambda x: np.empty(x.shape, x.dtype), saved[part], is_leaf=_has_shape
+            )
+            read = ocp.load_checkpointables(folder, {part: want, "meta": None})
+    except Exception as error:  # orbax raises many kinds for damaged files
+        raise CheckpointError(
+            f"the weights in {folder} cannot be read ({type(error).__name__}: {error!s:.300})"
+        ) from error
+    return read[part], part, read["meta"]
 
 
 def checkpoint_folder(path: str) -> pathlib.Path:
@@ -326,5 +338,9 @@ def _check_layout(path: pathlib.Path, saved: Mapping[str, Any], wanted: Mapping[
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_has_shape)
     return {rules.path_string(path): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def _has_shape(leaf: Any) -> bool:
+    return hasattr(leaf, "shape")
