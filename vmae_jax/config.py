@@ -85,10 +85,17 @@ def pretrain_defaults() -> ConfigDict:
     config.data.frames = 16
     config.data.stride = 4
     config.data.stride_overrides = ()  # ((path regex, stride), ...)
-    config.data.sampling = "dense"  # dense | segments
+    config.data.sampling = "dense"  # dense (pretraining) | window (fine-tuning) | segments
+    # random (training) | centre (validation) | views (test): which frames the rule picks.
+    config.data.select = "random"
+    config.data.views = (5, 3)  # clips, crops of each video with select="views"
     config.data.size = (224, 224)  # height, width
-    config.data.crop = "multi_scale"  # multi_scale | centre | none
+    config.data.crop = "multi_scale"  # multi_scale | resized | views | centre | none; docs/data.md
     config.data.scales = (1.0, 0.875, 0.75, 0.66)
+    config.data.crop_area = (0.08, 1.0)  # of "resized": least and most, as shares of the frame
+    config.data.crop_aspect = (3 / 4, 4 / 3)  # of "resized": least and most width / height
+    # Kernel that resizes. antialias: released pretraining; bilinear: released fine-tuning, test.
+    config.data.filter = "antialias"
     # Where crops are cut out and resized. host: by Pillow, as released. device: the host sends the
     # frames of a video once, for all its crops, and two matrix products make each of them, within
     # one level of 255 of Pillow. Saves host time, the more the more repeats.
@@ -426,8 +433,21 @@ _CHECKS: tuple[_Check, ...] = (
     ),
     _one_of("model.channels", 1, 3),
     _one_of("data.style", "auto", "csv", "path_label", "path_start_total"),
-    _one_of("data.sampling", "dense", "segments"),
-    _one_of("data.crop", "multi_scale", "centre", "none"),
+    _one_of("data.sampling", "dense", "window", "segments"),
+    _one_of("data.select", "random", "centre", "views"),
+    ("data.views", lambda v: len(v) == 2 and min(v) > 0, "must be (clips, crops) of a video"),
+    _one_of("data.crop", "multi_scale", "resized", "views", "centre", "none"),
+    _one_of("data.filter", "antialias", "bilinear"),
+    (
+        "data.crop_area",
+        lambda v: len(v) == 2 and 0 < v[0] <= v[1] <= 1,
+        "must be (least, most) in (0, 1]",
+    ),
+    (
+        "data.crop_aspect",
+        lambda v: len(v) == 2 and 0 < v[0] <= v[1],
+        "must be (least, most), positive",
+    ),
     _one_of("data.resize", "host", "device"),
     _one_of("data.on_error", "skip", "raise"),
     _fraction("data.max_error_rate"),

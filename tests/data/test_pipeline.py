@@ -31,7 +31,8 @@ from vmae_jax.data.pipeline import (
     read_clip,
     take_crops,
 )
-from vmae_jax.data.transforms import Box, crop_resize
+from vmae_jax.data.sampling import dense_views
+from vmae_jax.data.transforms import Box, crop_resize, view_crops
 from vmae_jax.data.video import VideoError, read_frames, write_video
 
 NUM_VIDEOS = 11
@@ -161,6 +162,8 @@ def test_a_late_start_costs_nothing(videos):
         ({"crop": "none"}, {}, "crop was 'multi_scale' and is 'none'"),
         ({"scales": (1.0,)}, {}, r"scales was .* and is \[1.0\]"),
         ({"channels": 1}, {}, "channels was 3 and is 1"),
+        ({"crop": "none", "select": "centre"}, {}, "select was 'random' and is 'centre'"),
+        ({"filter": "bilinear"}, {}, "filter was 'antialias' and is 'bilinear'"),
         ({"resize": "device"}, {}, r"resize was 'host' and is \['device', 256, 456\]"),
     ],
 )
@@ -188,7 +191,8 @@ def test_lists_from_a_file_are_taken_for_the_tuples_they_were(videos):
 def test_what_the_device_does_not_use_may_change_and_old_states_were_of_the_host(videos):
     with ClipPipeline(options(videos), batch_videos=4, seed=3) as pipeline:
         saved = pipeline.state()
-    del saved["resize"]  # as written before there was a choice
+    for fact in ("resize", "select", "views", "filter", "crop_area", "crop_aspect"):
+        del saved[fact]  # as written before there was a choice
     with ClipPipeline(options(videos, canvas=(9, 9)), batch_videos=4, seed=3) as pipeline:
         assert ClipPipeline.check_state(saved, pipeline.state()) == 0
 
@@ -249,6 +253,25 @@ def test_repeats_share_frames_but_not_crops(videos):
     np.testing.assert_array_equal(plain[0::2], plain[1::2])
     cropped = take(options(videos, repeats=2), 2)
     assert any((b.arrays["video"][0::2] != b.arrays["video"][1::2]).any() for b in cropped)
+
+
+def test_views_of_a_video_are_adjacent_crops_of_each_clip(videos):
+    chosen = options(videos, select="views", views=(2, 3), crop="views", filter="bilinear")
+    batch = take(chosen, 1)[0]
+    np.testing.assert_array_equal(batch.arrays["index"], np.arange(24))
+    np.testing.assert_array_equal(batch.arrays["label"], (batch.records % 3).repeat(6))
+    video = batch.arrays["video"].reshape(4, 2, 3, 4, 32, 32, 3)
+    for row, record in enumerate(batch.records.tolist()):
+        count = 6 + 5 * record
+        for clip, indices in enumerate(dense_views(count, frames=4, stride=2, clips=2)):
+            frames = read_frames(str(videos / f"v{record}.mp4"), indices)
+            crops = view_crops(frames, size=(32, 32), crops=3, resample="bilinear")
+            np.testing.assert_array_equal(video[row, clip], np.stack(crops))
+
+
+def test_the_frames_in_the_centre_do_not_depend_on_the_seed(videos):
+    chosen = options(videos, select="centre", crop="views", sampling="window", shuffle=False)
+    assert_same(take(chosen, 2), take(chosen, 2, seed=8))
 
 
 def test_stride_overrides_go_by_path():
@@ -716,10 +739,19 @@ def test_a_forgotten_pipeline_is_closed_with_its_last_reference(videos):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"crop": "center"}, "choose one of multi_scale, centre, none"),
+        ({"crop": "center"}, "choose one of multi_scale, resized, views, centre, none"),
+        ({"select": "all"}, "choose one of random, centre, views"),
+        ({"filter": "cubic"}, "choose one of antialias, bilinear"),
+        ({"views": (0, 3)}, r"views must be \(clips, crops\) of a video, got \(0, 3\)"),
+        ({"crop_area": (0.5, 1.5)}, r"crop_area must be \(least, most\)"),
+        ({"crop_aspect": (2.0, 1.0)}, r"crop_aspect must be \(least, most\)"),
+        ({"select": "centre"}, 'crop="multi_scale" is drawn; choose crop="views"'),
+        ({"select": "views", "crop": "views", "repeats": 2}, "repeats must be 1, got 2"),
+        ({"select": "views", "crop": "centre"}, "asks for 3; choose"),
+        ({"crop": "views", "resize": "device"}, "views are cut on the host"),
         ({"resize": "gpu"}, "choose one of host, device"),
         ({"canvas": (256, 0)}, r"canvas must be \(height, width\)"),
-        ({"sampling": "uniform"}, "dense, segments"),
+        ({"sampling": "uniform"}, "dense, window, segments"),
         ({"on_error": "ignore"}, "raise, skip"),
         ({"frames": 0}, "frames must be positive"),
         ({"size": (224,)}, "height, width"),

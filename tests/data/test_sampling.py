@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmae_jax.data.sampling import dense_indices, segment_indices
+from vmae_jax.data.sampling import (
+    dense_indices,
+    dense_views,
+    segment_indices,
+    segment_views,
+    view_starts,
+    window_indices,
+)
 
 
 class Fixed:
@@ -93,6 +100,96 @@ def test_segments_rise_and_stay_inside(num_frames, frames, seed):
     got = segment_indices(num_frames, frames=frames, rng=np.random.default_rng(seed))
     assert len(got) == frames and (np.diff(got) >= 0).all()
     assert got.min() >= 0 and got.max() < num_frames
+
+
+# offsets of int(linspace(0, 64, 16)), the end clipped to 63: 64/15 apart, not 4
+WINDOW = [0, 4, 8, 12, 17, 21, 25, 29, 34, 38, 42, 46, 51, 55, 59, 63]
+
+
+def test_a_window_is_spread_evenly_and_its_end_is_drawn_below_the_last_frame():
+    rng = Fixed(5)
+    got = window_indices(100, frames=16, stride=4, rng=rng)
+    assert rng.asked == [36]  # ends 64..99, exclusive of 100
+    np.testing.assert_array_equal(got, np.array(WINDOW) + 5)
+
+
+def test_the_window_in_the_middle():
+    got = window_indices(101, frames=16, stride=4, rng=None)  # end (64 + 101) // 2 = 82
+    np.testing.assert_array_equal(got, np.array(WINDOW) + 18)
+
+
+def test_a_video_no_longer_than_the_window_is_spread_and_its_last_frame_repeated():
+    exact = window_indices(64, frames=16, stride=4, rng=Fixed(99))
+    np.testing.assert_array_equal(exact, WINDOW)
+    # linspace(0, 21, 5) = 0, 5.25, 10.5, 15.75, 21, then 21 again; at most 20
+    short = window_indices(21, frames=8, stride=4, rng=Fixed(99))
+    np.testing.assert_array_equal(short, [0, 5, 10, 15, 20, 20, 20, 20])
+    np.testing.assert_array_equal(window_indices(3, frames=2, stride=4, rng=None), [2, 2])
+
+
+@given(st.integers(1, 300), st.integers(1, 32), st.integers(1, 8), st.integers(0, 2**32))
+def test_windows_rise_and_stay_inside(num_frames, frames, stride, seed):
+    for rng in (np.random.default_rng(seed), None):
+        got = window_indices(num_frames, frames=frames, stride=stride, rng=rng)
+        assert got.shape == (frames,) and got.dtype == np.int64 and (np.diff(got) >= 0).all()
+        assert got.min() >= 0 and got.max() < num_frames
+
+
+def test_the_middle_of_the_dense_rule_and_of_segments():
+    # 101 - 64 + 1 = 38 places, the lower of the two in the middle
+    got = dense_indices(101, frames=16, stride=4, rng=None)
+    np.testing.assert_array_equal(got, 18 + 4 * np.arange(16))
+    np.testing.assert_array_equal(dense_indices(10, frames=3, stride=4, rng=None), [0, 4, 8])
+    # segments of 3 frames, of 4 (whose middle is the third), and a short video
+    np.testing.assert_array_equal(segment_indices(14, frames=4, rng=None), [1, 4, 7, 10])
+    np.testing.assert_array_equal(segment_indices(9, frames=2, rng=None), [2, 6])
+    np.testing.assert_array_equal(segment_indices(2, frames=4, rng=None), [0, 0, 0, 1])
+
+
+def test_dense_views_lie_evenly_over_the_video():
+    # 200 frames: 50 at stride 4, room 34, starts int(k * 8.5)
+    got = dense_views(200, frames=16, stride=4, clips=5)
+    np.testing.assert_array_equal(got[:, 0], [0, 32, 68, 100, 136])
+    assert (np.diff(got) == 4).all() and got[-1, -1] == 196
+    one = dense_views(200, frames=16, stride=4, clips=1)
+    np.testing.assert_array_equal(one, [68 + 4 * np.arange(16)])
+
+
+def test_dense_views_of_a_short_video_are_all_the_same():
+    # 10 frames: 0, 4, 8, and 8 again
+    got = dense_views(10, frames=5, stride=4, clips=3)
+    np.testing.assert_array_equal(got, [[0, 4, 8, 8, 8]] * 3)
+
+
+def test_segment_views_are_those_of_both_released_versions():
+    got = segment_views(50, frames=16, clips=2)
+    tick = 50 / 16
+    first = sorted(
+        {*(int(tick * x) for x in range(16)), *(int(tick / 2 + tick * x) for x in range(16))}
+    )
+    np.testing.assert_array_equal(got, [first[0::2], first[1::2]])  # all 32 differ here
+    listed = sorted(int(k * tick / 3 + tick * x) for k in range(3) for x in range(16))
+    three = segment_views(50, frames=16, clips=3)
+    np.testing.assert_array_equal(three, [listed[k::3] for k in range(3)])
+
+
+@given(st.integers(1, 200), st.integers(1, 32), st.integers(1, 8), st.integers(1, 12))
+def test_views_rise_and_stay_inside(num_frames, frames, stride, clips):
+    for got in (
+        dense_views(num_frames, frames=frames, stride=stride, clips=clips),
+        segment_views(num_frames, frames=frames, clips=clips),
+    ):
+        assert got.shape == (clips, frames) and (np.diff(got) >= 0).all()
+        assert got.min() >= 0 and got.max() < num_frames
+
+
+def test_views_of_a_line():
+    np.testing.assert_array_equal(view_starts(173, 3), [0, 86, 173])
+    np.testing.assert_array_equal(view_starts(173, 2), [0, 173])
+    # 86.5 and 87.5 to the even one, as the released centre crop
+    assert [int(view_starts(room, 1)[0]) for room in (173, 175, 0)] == [86, 88, 0]
+    with pytest.raises(ValueError, match="views must be positive"):
+        view_starts(5, 0)
 
 
 def test_nonsense_is_refused():

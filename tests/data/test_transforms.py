@@ -12,7 +12,9 @@ from vmae_jax.data.transforms import (
     crop_resize,
     lay_on_canvas,
     multi_scale_crop_box,
+    random_resized_crop_box,
     to_grey,
+    view_crops,
 )
 
 SCALES = (1.0, 0.875, 0.75, 0.66)
@@ -111,6 +113,109 @@ def test_resize_is_pillows_bilinear_of_the_cut():
         cut = Image.fromarray(frame).crop((3, 4, 36, 35))
         want = cut.resize((24, 16), Image.Resampling.BILINEAR)
         np.testing.assert_array_equal(got, np.asarray(want))
+
+
+def bilinear_twin(picture, size):
+    """PyTorch's interpolate(mode="bilinear", align_corners=False), pixel by pixel."""
+    height, width = picture.shape[:2]
+    out = np.zeros((*size, picture.shape[2]))
+    for i, j in itertools.product(range(size[0]), range(size[1])):
+        y = max((i + 0.5) * height / size[0] - 0.5, 0)
+        x = max((j + 0.5) * width / size[1] - 0.5, 0)
+        top, left = int(y), int(x)
+        down, right = min(top + 1, height - 1), min(left + 1, width - 1)
+        upper = picture[top, left] * (1 - x + left) + picture[top, right] * (x - left)
+        lower = picture[down, left] * (1 - x + left) + picture[down, right] * (x - left)
+        out[i, j] = upper * (1 - y + top) + lower * (y - top)
+    return out
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(16, 24), (50, 61), (7, 40)])
+def test_bilinear_is_two_taps_on_each_axis_at_any_scale(size, channels):
+    frames = np.random.default_rng(0).integers(0, 256, (2, 40, 50, channels), np.uint8)
+    got = crop_resize(frames, Box(3, 4, 33, 31), size, "bilinear")
+    assert got.shape == (2, *size, channels) and got.dtype == np.uint8
+    for frame, picture in zip(frames, got, strict=True):
+        want = bilinear_twin(frame[4:35, 3:36].astype(float), size)
+        assert np.abs(picture - want).max() < 0.501  # rounded to whole levels, no more
+
+
+def test_bilinear_equals_torchs_within_one_level():
+    torch = pytest.importorskip("torch")
+    frames = np.random.default_rng(0).integers(0, 256, (3, 70, 90, 3), np.uint8)
+    cut = torch.tensor(frames[:, 10:62, 5:80].astype(np.float32)).permute(0, 3, 1, 2)
+    want = torch.nn.functional.interpolate(cut, (48, 64), mode="bilinear", align_corners=False)
+    got = crop_resize(frames, Box(5, 10, 75, 52), (48, 64), "bilinear")
+    assert np.abs(got - want.permute(0, 2, 3, 1).numpy()).max() < 0.51
+
+
+def released_crop(height, width, rng):
+    """(width, height) of a random resized crop, as the released code draws them."""
+    for _ in range(10):
+        area = rng.uniform(0.08, 1.0) * height * width
+        aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        w, h = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return w, h, rng.integers(height - h + 1), rng.integers(width - w + 1)
+    return None
+
+
+@pytest.mark.parametrize(("height", "width"), [(160, 284), (120, 120)])
+def test_resized_crops_follow_the_released_law(height, width):
+    rng, twin, count = np.random.default_rng(0), np.random.default_rng(1), 6000
+    ranges = {"area": (0.08, 1.0), "aspect": (3 / 4, 4 / 3)}
+    boxes = [random_resized_crop_box(height, width, **ranges, rng=rng) for _ in range(count)]
+    got = np.array([(b.width, b.height, b.top, b.left) for b in boxes])
+    assert (got.min(axis=0) >= [1, 1, 0, 0]).all()
+    assert (got[:, 0] + got[:, 3] <= width).all() and (got[:, 1] + got[:, 2] <= height).all()
+    want = np.array([drawn for _ in range(count) if (drawn := released_crop(height, width, twin))])
+    for drawn, wanted in zip(got.T, want.T, strict=True):
+        places = np.concatenate([drawn, wanted])
+        shares = [
+            np.searchsorted(np.sort(x), places, side="right") / len(x) for x in (drawn, wanted)
+        ]
+        # 1.95 * sqrt(2 / 6000), beyond which equal laws come once in 1000 times; the few
+        # fall-backs are less than .003 of the draws
+        assert np.abs(shares[0] - shares[1]).max() < 0.036 + 0.003
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "box"),
+    [
+        (10, 1000, Box(493, 0, 13, 10)),  # width round(10 * 4/3)
+        (1000, 9, Box(0, 494, 9, 12)),  # height round(9 / (3/4))
+        (20, 21, Box(0, 0, 21, 20)),  # the aspect is within the range: the whole frame
+    ],
+)
+def test_where_no_draw_fits_the_resized_crop_is_a_central_one(height, width, box):
+    too_large = {"area": (3.0, 4.0), "aspect": (3 / 4, 4 / 3)}
+    rng = np.random.default_rng(0)
+    assert random_resized_crop_box(height, width, **too_large, rng=rng) == box
+
+
+def test_view_crops_are_squares_along_the_long_side():
+    frames = np.random.default_rng(0).integers(0, 256, (2, 30, 53, 3), np.uint8)
+    crops = view_crops(frames, size=(20, 20), crops=3, resample="bilinear")
+    whole = crop_resize(frames, Box(0, 0, 53, 30), (20, 35), "bilinear")  # int(20 * 53 / 30)
+    for crop, left in zip(crops, (0, 7, 15), strict=True):  # int(c * 15 / 2)
+        np.testing.assert_array_equal(crop, whole[:, :, left : left + 20])
+    upright = view_crops(frames.swapaxes(1, 2), size=(20, 20), crops=3, resample="bilinear")
+    assert [c.shape for c in upright] == [(2, 20, 20, 3)] * 3
+    np.testing.assert_allclose(upright[1].swapaxes(1, 2), crops[1], atol=1)
+    (middle,) = view_crops(frames, size=(20, 20), crops=1, resample="bilinear")
+    np.testing.assert_array_equal(middle, whole[:, :, 8:28])  # round(15 / 2)
+
+
+def test_view_crops_of_other_shapes_cover_the_frame_without_squeezing_it():
+    frames = np.random.default_rng(0).integers(0, 256, (1, 30, 53, 3), np.uint8)
+    crops = view_crops(frames, size=(20, 40), crops=2, resample="antialias")  # int(40 * 30 / 53)
+    whole = crop_resize(frames, Box(0, 0, 53, 30), (22, 40))
+    np.testing.assert_array_equal(crops[0], whole[:, :20])
+    np.testing.assert_array_equal(crops[1], whole[:, 2:])
+    same = view_crops(frames[:, :, :30], size=(30, 30), crops=3, resample="bilinear")
+    for crop in same:  # no room: three times the frame itself
+        np.testing.assert_array_equal(crop, frames[:, :, :30])
 
 
 def test_what_the_boxes_show_lies_at_the_top_left_of_the_canvas():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 import time
 from dataclasses import dataclass
@@ -26,7 +27,9 @@ _ATTEMPTS = 8  # videos tried for one place in a batch before the run stops
 _REASON_BYTES = 200
 CLOSED = "The pipeline is closed."
 
-CROPS = ("multi_scale", "centre", "none")
+SELECTS = ("random", "centre", "views")
+CROPS = ("multi_scale", "resized", "views", "centre", "none")
+_DRAWN_CROPS = ("multi_scale", "resized")
 RESIZES = ("host", "device")
 
 
@@ -48,13 +51,21 @@ class PipelineOptions:
       style: of the manifest, or "auto".
       allow_outside: accept paths that leave the root.
       frames: per clip.
-      stride: between frames, for "dense" sampling.
+      stride: between frames; "segments" need none.
       stride_overrides: (regex searched in the path, stride) pairs; the first match counts.
-      sampling: "dense" or "segments"; see `sampling`.
+      sampling: "dense" (pretraining), "window" (fine-tuning) or "segments"; see `sampling`.
+      select: "random" frames (training), those in the "centre" (validation), or test "views".
+      views: (clips, crops) of each video with select="views".
       size: (height, width) of the clips.
       channels: 3 (RGB) or 1 (grey).
-      crop: "multi_scale" (random), "centre" (largest centred box), "none" (whole frame, squeezed).
+      crop: "multi_scale" (random, pretraining), "resized" (random, fine-tuning), "views" (frames
+        resized until they just cover the size, crops along the longer side: `views[1]` of them
+        with select="views", else the one in the middle), "centre" (largest centred box), "none"
+        (whole frame, squeezed).
       scales: of the multi-scale crop.
+      crop_area: least and most area of the "resized" crop, as shares of the frame.
+      crop_aspect: its least and most width / height.
+      filter: that resizes, "antialias" (released pretraining) or "bilinear" (fine-tuning and test).
       resize: where crops are cut out and resized: "host" (Pillow), or "device", which gets one
         source clip and the boxes of its crops.
       canvas: (height, width) of the source clips that go to the device.
@@ -84,10 +95,15 @@ class PipelineOptions:
     stride: int = 4
     stride_overrides: tuple[tuple[str, int], ...] = ()
     sampling: str = "dense"
+    select: str = "random"
+    views: tuple[int, int] = (5, 3)
     size: tuple[int, int] = (224, 224)
     channels: int = 3
     crop: str = "multi_scale"
     scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
+    crop_area: tuple[float, float] = (0.08, 1.0)
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    filter: str = "antialias"
     resize: str = "host"
     canvas: tuple[int, int] = (256, 456)
     repeats: int = 1
@@ -109,7 +125,9 @@ class PipelineOptions:
     def __post_init__(self):
         for name, choices in (
             ("sampling", sampling.SAMPLINGS),
+            ("select", SELECTS),
             ("crop", CROPS),
+            ("filter", transforms.FILTERS),
             ("resize", RESIZES),
             ("on_error", ("raise", "skip")),
         ):
@@ -127,12 +145,46 @@ class PipelineOptions:
             value = getattr(self, name)
             if len(value) != 2 or min(value) < 1:
                 raise ValueError(f"{name} must be (height, width), got {value}.")
+        if len(self.views) != 2 or min(self.views) < 1:
+            raise ValueError(f"views must be (clips, crops) of a video, got {self.views}.")
+        for name, most in (("crop_area", 1.0), ("crop_aspect", math.inf)):
+            value = getattr(self, name)
+            if len(value) != 2 or not 0 < value[0] <= value[1] <= most:
+                raise ValueError(
+                    f"{name} must be (least, most), positive and at most {most}, got {value}."
+                )
         if self.channels not in (1, 3):
             raise ValueError(f"channels={self.channels}; choose 3 (RGB) or 1 (grey).")
         for pattern, stride in self.stride_overrides:
             re.compile(pattern)
             if stride < 1:
                 raise ValueError(f"The stride for {pattern!r} must be positive, got {stride}.")
+        self._check_choices_together()
+
+    def _check_choices_together(self) -> None:
+        if self.select != "random" and self.crop in _DRAWN_CROPS:
+            raise ValueError(
+                f'select="{self.select}" leaves nothing to chance, but crop="{self.crop}" is '
+                'drawn; choose crop="views", "centre" or "none".'
+            )
+        if self.select == "views":
+            if self.repeats > 1:
+                raise ValueError(
+                    f'select="views" gives views[0] * views[1] clips of a video, so repeats must '
+                    f"be 1, got {self.repeats}."
+                )
+            if self.views[1] > 1 and self.crop != "views":
+                raise ValueError(
+                    f'crop="{self.crop}" gives one crop of a clip, but views={self.views} asks for '
+                    f'{self.views[1]}; choose crop="views" or one crop.'
+                )
+        if self.resize == "device" and "views" in (self.select, self.crop):
+            raise ValueError('views are cut on the host; choose resize="host".')
+
+    @property
+    def clips(self) -> int:
+        """Clips that a video gives; they are adjacent in the batch."""
+        return math.prod(self.views) if self.select == "views" else self.repeats
 
     @property
     def limits(self) -> Limits:
@@ -201,11 +253,11 @@ class LoadClips:
                 f"{self.source.name(int(failed_record[-1]))}: "
                 f"{failed_reason[-1].tobytes().rstrip(bytes(1)).decode(errors='replace')}."
             )
-        repeats = self.options.repeats
+        clips = self.options.clips
         return {
             **pixels,
-            "index": (offset * repeats + np.arange(repeats)).astype(np.int32),
-            "label": np.full(repeats, label, np.int32),
+            "index": (offset * clips + np.arange(clips)).astype(np.int32),
+            "label": np.full(clips, label, np.int32),
             "record": np.int64(record),
             "failed_record": failed_record,
             "failed_reason": failed_reason,
@@ -214,7 +266,7 @@ class LoadClips:
     def _clips(
         self, record: int, rng: np.random.Generator, guard: guards.Guard
     ) -> tuple[dict[str, np.ndarray], int]:
-        """Decodes once and crops `repeats` times; the pixels for the batch, and the label."""
+        """Decodes once; the pixels of the video's clips for the batch, and the label."""
         options = dataclasses.replace(self.options, **self.source.overrides(record))
         where = self.source.where(record)
         with guard.clip(where):
@@ -250,24 +302,32 @@ def read_clip(stored: StoredVideo, choose: Choose, options: PipelineOptions) -> 
 def choose_frames(
     num_frames: int, *, where: str, options: PipelineOptions, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draws the frames of one clip by the rule that the options name.
+    """Draws the frames of a clip by the rule that the options name.
 
     Args:
       num_frames: usable frames of the video.
       where: place of the video, in which `stride_overrides` are searched.
-      options: frames, sampling and strides count.
+      options: frames, sampling, select, views and strides count.
       rng: of the clip.
 
     Returns:
-      int64 [frames].
+      int64 [frames]; with select="views" those of all clips, one after another.
     """
+    chance = rng if options.select == "random" else None
+    frames, clips = options.frames, options.views[0]
     if options.sampling == "segments":
-        return sampling.segment_indices(num_frames, frames=options.frames, rng=rng)
+        if options.select == "views":
+            return sampling.segment_views(num_frames, frames=frames, clips=clips).ravel()
+        return sampling.segment_indices(num_frames, frames=frames, rng=chance)
     stride = next(
         (s for pattern, s in options.stride_overrides if re.search(pattern, where)),
         options.stride,
     )
-    return sampling.dense_indices(num_frames, frames=options.frames, stride=stride, rng=rng)
+    if options.select == "views":
+        views = sampling.dense_views(num_frames, frames=frames, stride=stride, clips=clips)
+        return views.ravel()
+    rule = {"dense": sampling.dense_indices, "window": sampling.window_indices}[options.sampling]
+    return rule(num_frames, frames=frames, stride=stride, rng=chance)
 
 
 def take_crops(
@@ -276,21 +336,44 @@ def take_crops(
     """Makes the clips of one video from its frames, as far as that is done on the host.
 
     Args:
-      frames: uint8 [T, H, W, C].
-      options: crop, size, repeats and where to resize count.
+      frames: uint8 [T, H, W, C]; with select="views" those of `views[0]` clips one after another.
+      options: crop, size, filter, repeats, views and where to resize count.
       rng: of the video.
 
     Returns:
-      {"video": uint8 [R, T, height, width, C]}; with `resize="device"`, of the same boxes,
-      {"source": uint8 [1, T, *canvas, C], "box": float32 [R, 4]}.
+      {"video": uint8 [R, T, height, width, C]}, R = `options.clips`, crops of a clip adjacent; with
+      `resize="device"`, of the same boxes, {"source": uint8 [1, T, *canvas, C], "box": float32
+      [R, 4]}.
     """
-    boxes = [draw_box(*frames.shape[1:3], options=options, rng=rng) for _ in range(options.repeats)]
+    if options.resize == "device":
+        boxes = [
+            draw_box(*frames.shape[1:3], options=options, rng=rng) for _ in range(options.repeats)
+        ]
+        with stage("crop"):
+            source, places = transforms.lay_on_canvas(frames, boxes, options.canvas)
+            return {"source": source[None], "box": places}
     with stage("crop"):
-        if options.resize == "host":
-            clips = [transforms.crop_resize(frames, box, options.size) for box in boxes]
-            return {"video": np.stack(clips)}
-        source, places = transforms.lay_on_canvas(frames, boxes, options.canvas)
-        return {"source": source[None], "box": places}
+        stretches = np.split(frames, len(frames) // options.frames)
+        crops = [
+            crop
+            for stretch in stretches
+            for _ in range(options.repeats)
+            for crop in _crops(stretch, options, rng)
+        ]
+        return {"video": np.stack(crops)}
+
+
+def _crops(
+    frames: np.ndarray, options: PipelineOptions, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """The crops of one clip: all those of a test, or one."""
+    if options.crop == "views":
+        crops = options.views[1] if options.select == "views" else 1
+        return transforms.view_crops(
+            frames, size=options.size, crops=crops, resample=options.filter
+        )
+    box = draw_box(*frames.shape[1:3], options=options, rng=rng)
+    return [transforms.crop_resize(frames, box, options.size, options.filter)]
 
 
 def draw_box(
@@ -300,6 +383,10 @@ def draw_box(
     if options.crop == "multi_scale":
         return transforms.multi_scale_crop_box(
             height, width, size=options.size, scales=options.scales, rng=rng
+        )
+    if options.crop == "resized":
+        return transforms.random_resized_crop_box(
+            height, width, area=options.crop_area, aspect=options.crop_aspect, rng=rng
         )
     if options.crop == "centre":
         return transforms.centre_crop_box(height, width, size=options.size)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import dataclasses
 import faulthandler
 import functools
 import gc
@@ -74,6 +75,8 @@ _CLIP_FACTS = (
     *("frames", "stride", "stride_overrides", "sampling"),
     *("size", "crop", "scales", "channels"),
 )
+# Those that came later: a state without them is of clips made with their defaults.
+_LATER_FACTS = ("select", "views", "crop_area", "crop_aspect", "filter")
 _BATCH_ARRAYS = ("video", "source", "box", "index", "label")  # what else comes is about them
 _CHUNK_BYTES = 64 << 20  # of one message from a worker, when its size is left open
 
@@ -139,7 +142,7 @@ class ClipPipeline:
         """
         Args:
           options: what is read and how.
-          batch_videos: videos per global batch; it yields `batch_videos * repeats` clips.
+          batch_videos: videos per global batch; it yields `batch_videos * options.clips` clips.
           seed: of order, frames and crops.
           process_index: which contiguous part of each batch is read here.
           process_count: parts of a batch.
@@ -155,7 +158,7 @@ class ClipPipeline:
         self._order = Order(
             len(self._source), batch_videos, seed, options.shuffle, self._source.shares
         )
-        if self._order.epoch_videos * options.repeats >= 2**31:
+        if self._order.epoch_videos * options.clips >= 2**31:
             raise ValueError(
                 "An epoch holds more than 2**31 clips; `index` would not fit in int32."
             )
@@ -232,7 +235,8 @@ class ClipPipeline:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps: batches consumed, and what defines the order and the clips."""
-        clip_facts = {name: _plain(getattr(self._options, name)) for name in _CLIP_FACTS}
+        names = (*_CLIP_FACTS, *_LATER_FACTS)
+        clip_facts = {name: _plain(getattr(self._options, name)) for name in names}
         return {
             "version": 1,
             "batches": self._step,
@@ -257,7 +261,8 @@ class ClipPipeline:
           ValueError: the states belong to different orders or clips; the sentence says where they
             differ.
         """
-        saved = {"resize": "host", **saved}  # there was nothing else before it became a fact
+        later = {f.name: f.default for f in dataclasses.fields(PipelineOptions)}
+        saved = {"resize": "host", **{name: later[name] for name in _LATER_FACTS}, **saved}
         facts = [key for key in current if key != "batches"]
         differing = [key for key in facts if _plain(saved.get(key)) != _plain(current[key])]
         if differing:
@@ -511,7 +516,7 @@ def _chunk_videos(options: PipelineOptions, local_videos: int) -> int:
         return options.worker_videos
     pixels = options.frames * math.prod(options.canvas)
     if options.resize == "host":
-        pixels = options.repeats * options.frames * math.prod(options.size)
+        pixels = options.clips * options.frames * math.prod(options.size)
     most = max(1, _CHUNK_BYTES // (pixels * options.channels))
     return max(d for d in range(1, local_videos + 1) if local_videos % d == 0 and d <= most)
 

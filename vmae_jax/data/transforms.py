@@ -6,11 +6,16 @@ size. Frames stay uint8. Flip and normalisation happen on the device (`ops/prepr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+
+from vmae_jax.data.sampling import view_starts
+
+FILTERS = ("antialias", "bilinear")
 
 
 class Box(NamedTuple):
@@ -70,21 +75,95 @@ def centre_crop_box(height: int, width: int, *, size: tuple[int, int]) -> Box:
     return Box((width - crop_w) // 2, (height - crop_h) // 2, crop_w, crop_h)
 
 
-def crop_resize(frames: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarray:
+def random_resized_crop_box(
+    height: int,
+    width: int,
+    *,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+    rng: np.random.Generator,
+) -> Box:
+    """Draws a crop of random area, aspect and place: the fine-tuning rule.
+
+    Area uniform, width / height log-uniform, sides rounded, place uniform. If none of 10 draws fits
+    in the frame, the largest centred box whose aspect is within the range.
+
+    Args:
+      area: least and most, as shares of the frame.
+      aspect: least and most width / height.
+
+    Source: released fine-tuning of VideoMAE and V2, after that of PyTorch.
+    """
+    lowest, highest = aspect
+    for _ in range(_CROP_TRIES):
+        pixels = rng.uniform(*area) * height * width
+        ratio = math.exp(rng.uniform(math.log(lowest), math.log(highest)))
+        crop_w, crop_h = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
+        if 0 < crop_w <= width and 0 < crop_h <= height:
+            top = int(rng.integers(height - crop_h + 1))
+            return Box(int(rng.integers(width - crop_w + 1)), top, crop_w, crop_h)
+    crop_w, crop_h = width, height
+    if width < lowest * height:
+        crop_h = max(1, round(width / lowest))
+    elif width > highest * height:
+        crop_w = max(1, round(height * highest))
+    return Box((width - crop_w) // 2, (height - crop_h) // 2, crop_w, crop_h)
+
+
+_CROP_TRIES = 10
+
+
+def view_crops(
+    frames: np.ndarray, *, size: tuple[int, int], crops: int, resample: str
+) -> list[np.ndarray]:
+    """The crops of a test: frames resized until they just cover the size, cut side by side.
+
+    For a square that is: the short side becomes the size, and crop c of C is the square that begins
+    at int(c * room / (C - 1)) of the long side; a single one is in the middle.
+
+    Args:
+      frames: uint8 [T, H, W, C].
+      size: (height, width) of the crops.
+      crops: how many.
+      resample: one of `FILTERS`; the released test's is "bilinear".
+
+    Returns:
+      `crops` arrays, uint8 [T, height, width, C].
+
+    Source: released test loaders of VideoMAE and V2, the single crop being V2's validation.
+    """
+    height, width = frames.shape[1:3]
+    covering = size[0], max(size[1], int(size[0] * width / height))
+    if height * size[1] > width * size[0]:
+        covering = max(size[0], int(size[1] * height / width)), size[1]
+    frames = _resize(frames, covering, resample)
+    tops = view_starts(covering[0] - size[0], crops)
+    lefts = view_starts(covering[1] - size[1], crops)
+    return [
+        frames[:, top : top + size[0], left : left + size[1]]
+        for top, left in zip(tops, lefts, strict=True)
+    ]
+
+
+def crop_resize(
+    frames: np.ndarray, box: Box, size: tuple[int, int], resample: str = "antialias"
+) -> np.ndarray:
     """Cuts one box out of all frames and resizes it.
 
-    Pillow's bilinear filter, which averages when it shrinks (antialiased), on uint8: the kernel of
-    the released pretraining. The cut comes first, so nothing outside the box enters the average.
+    The cut comes first, so nothing outside the box enters.
 
     Args:
       frames: uint8 [T, H, W, C], C 3 or 1.
       box: parts outside the frame are black.
       size: (height, width) of the result.
+      resample: "antialias", Pillow's bilinear filter, which averages when it shrinks: the kernel of
+        the released pretraining. "bilinear": between the two nearest pixels on each axis (centres
+        at halves), whatever the scale: that of the released fine-tuning.
 
     Returns:
       uint8 [T, height, width, C].
     """
-    return np.ascontiguousarray(_resize(_cut(frames, box), size))
+    return np.ascontiguousarray(_resize(_cut(frames, box), size, resample))
 
 
 def lay_on_canvas(
@@ -109,20 +188,57 @@ def lay_on_canvas(
     shown = Box(left, top, right - left, bottom - top)
     height, width = min(shown.height, canvas[0]), min(shown.width, canvas[1])
     laid = np.zeros((len(frames), *canvas, frames.shape[-1]), np.uint8)
-    laid[:, :height, :width] = _resize(_cut(frames, shown), (height, width))
+    laid[:, :height, :width] = _resize(_cut(frames, shown), (height, width), "antialias")
     places = np.array([(b.top - top, b.left - left, b.height, b.width) for b in boxes], np.float32)
     zoom = height / shown.height, width / shown.width
     return laid, places * np.array([*zoom, *zoom], np.float32)
 
 
-def _resize(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _resize(frames: np.ndarray, size: tuple[int, int], resample: str) -> np.ndarray:
     if frames.shape[1:3] == tuple(size):
         return frames
+    if resample == "bilinear":
+        return _resize_bilinear(frames, size)
     out = np.empty((len(frames), *size, frames.shape[-1]), np.uint8)
     for i, frame in enumerate(frames):
         picture = _picture(frame).resize((size[1], size[0]), Image.Resampling.BILINEAR)
         out[i] = np.asarray(picture).reshape(out[i].shape)
     return out
+
+
+def _resize_bilinear(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Between the two nearest rows, then the two nearest columns; in float32, frame by frame so
+    that it stays in the cache."""
+    channels = frames.shape[-1]
+    above, below, down = _taps(frames.shape[1], size[0])
+    left, right, along = _taps(frames.shape[2], size[1])
+    # A row is gathered number by number: several times as fast as pixel by pixel.
+    left, right = ((x[:, None] * channels + np.arange(channels)).ravel() for x in (left, right))
+    along, down = np.repeat(along, channels), down[:, None]
+    out = np.empty((len(frames), *size, channels), np.uint8)
+    for i, frame in enumerate(frames):
+        rows = frame.reshape(len(frame), -1)
+        rows = _between(rows[above].astype(np.float32), rows[below].astype(np.float32), down)
+        pixels = _between(rows.take(left, axis=1), rows.take(right, axis=1), along)
+        pixels += 0.5
+        out[i] = pixels.reshape(out[i].shape)  # cuts off what is behind the point
+    return out
+
+
+def _taps(pixels: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each pixel of a resized line: the two nearest pixels and the share of the second."""
+    place = np.clip((np.arange(size) + 0.5) * (pixels / size) - 0.5, 0, pixels - 1)
+    first = np.floor(place).astype(np.int64)
+    second = np.minimum(first + 1, pixels - 1)
+    return first, second, (place - first).astype(np.float32)
+
+
+def _between(first: np.ndarray, second: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """first + (second - first) * share, in the memory of both."""
+    second -= first
+    second *= share
+    first += second
+    return first
 
 
 def to_grey(frames: np.ndarray) -> np.ndarray:

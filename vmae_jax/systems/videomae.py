@@ -76,7 +76,11 @@ def build(config: ConfigDict, chip: Chip) -> System:
         if config.data.resize == "host":
             return mirror(batch["video"], mirrored)
         return resized_crops(
-            batch["source"], batch["box"], size=config.data.size, mirrored=mirrored
+            batch["source"],
+            batch["box"],
+            size=config.data.size,
+            resample=config.data.filter,
+            mirrored=mirrored,
         )
 
     def loss(
