@@ -94,6 +94,8 @@ def pretrain_defaults() -> ConfigDict:
     config.data.scales = (1.0, 0.875, 0.75, 0.66)
     config.data.crop_area = (0.08, 1.0)  # of "resized": least and most, as shares of the frame
     config.data.crop_aspect = (3 / 4, 4 / 3)  # of "resized": least and most width / height
+    # (magnitude, operations, deviation of the magnitude), e.g. (7, 4, 0.5) as released; (): none.
+    config.data.randaugment = ()
     # Kernel that resizes. antialias: released pretraining; bilinear: released fine-tuning, test.
     config.data.filter = "antialias"
     # Where crops are cut out and resized. host: by Pillow, as released. device: the host sends the
@@ -438,6 +440,11 @@ _CHECKS: tuple[_Check, ...] = (
     ("data.views", lambda v: len(v) == 2 and min(v) > 0, "must be (clips, crops) of a video"),
     _one_of("data.crop", "multi_scale", "resized", "views", "centre", "none"),
     _one_of("data.filter", "antialias", "bilinear"),
+    (
+        "data.randaugment",
+        lambda v: len(v) == 0 or (len(v) == 3 and 0 <= v[0] <= 10 and v[1] >= 1 and v[2] >= 0),
+        "must be (magnitude in [0, 10], operations, deviation) or ()",
+    ),
     (
         "data.crop_area",
         lambda v: len(v) == 2 and 0 < v[0] <= v[1] <= 1,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vmae_jax.data.order import Order, Share
+from vmae_jax.data.order import Order, Pass, Share
 
 
 def records(order, epoch):
@@ -120,3 +120,11 @@ def test_a_substitute_is_of_the_same_part():
 def test_shares_that_do_not_add_up_are_refused():
     with pytest.raises(ValueError, match="do not add up to 3"):
         Order(3, 1, seed=0, shares=(Share(2, 2),))
+
+
+def test_a_pass_goes_through_the_source_once_and_fills_up_the_last_batch():
+    once = Pass(num_videos=5, batch_videos=3, seed=0)
+    assert once.steps_per_epoch == 2
+    assert [once.locate(p)[2] for p in range(6)] == [0, 1, 2, 3, 4, -1]
+    assert once.substitute(2, 1) == -1
+    assert Pass(num_videos=2, batch_videos=8, seed=0).steps_per_epoch == 1

@@ -191,7 +191,7 @@ def test_lists_from_a_file_are_taken_for_the_tuples_they_were(videos):
 def test_what_the_device_does_not_use_may_change_and_old_states_were_of_the_host(videos):
     with ClipPipeline(options(videos), batch_videos=4, seed=3) as pipeline:
         saved = pipeline.state()
-    for fact in ("resize", "select", "views", "filter", "crop_area", "crop_aspect"):
+    for fact in ("resize", "select", "views", "filter", "crop_area", "crop_aspect", "randaugment"):
         del saved[fact]  # as written before there was a choice
     with ClipPipeline(options(videos, canvas=(9, 9)), batch_videos=4, seed=3) as pipeline:
         assert ClipPipeline.check_state(saved, pipeline.state()) == 0
@@ -298,6 +298,75 @@ def test_frames_in_folders_and_stretches_of_files_are_read_alike(videos, tmp_pat
     stretch = options(videos, manifest=str(tmp_path / "list.csv"), crop="none")
     video = take(stretch, 1, batch_videos=1)[0].arrays["video"]
     assert (video[0] == video[0, :1]).all()  # 0.04 s at 25 frames a second: one frame, repeated
+
+
+# --- A single pass --------------------------------------------------------------------------
+
+
+def whole_pass(pipeline_options, **kwargs):
+    with ClipPipeline(pipeline_options, seed=3, once=True, **kwargs) as pipeline:
+        return list(pipeline)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_pass_has_every_video_once_on_any_number_of_processes(videos, count):
+    chosen = options(videos, select="views", views=(2, 1), crop="views", repeats=1)
+    parts = [
+        whole_pass(chosen, batch_videos=6, process_index=i, process_count=count)
+        for i in range(count)
+    ]
+    assert [len(part) for part in parts] == [2] * count  # 11 videos in batches of 6
+    for part in parts:
+        for batch in part:
+            assert batch.arrays["video"].shape == (12 // count, 4, 32, 32, 3)
+    joined = {
+        key: np.concatenate([part[step].arrays[key] for step in range(2) for part in parts])
+        for key in ("index", "label", "video")
+    }
+    np.testing.assert_array_equal(joined["index"], [*range(22), -1, -1])
+    np.testing.assert_array_equal(joined["label"], [*(np.arange(11) % 3).repeat(2), -1, -1])
+    assert not joined["video"][22:].any() and joined["video"][20:22].any()
+    last = parts[-1][-1]
+    assert last.records[-1] == -1 and last.names()[-1] == "" and not last.failures
+
+
+def test_a_pass_is_the_same_with_workers_from_any_step_and_in_one_batch(videos):
+    chosen = options(videos, crop="centre", select="centre")
+    base = whole_pass(chosen, batch_videos=4)
+    assert [b.names()[0] for b in base] == ["v0.mp4", "v4.mp4", "v8.mp4"]
+    with_workers = dataclasses.replace(chosen, workers=2, worker_videos=2)
+    assert_same(base, whole_pass(with_workers, batch_videos=4))
+    assert_same(base[2:], whole_pass(chosen, batch_videos=4, start_step=2))
+    assert whole_pass(chosen, batch_videos=4, start_step=3) == []
+    (large,) = whole_pass(chosen, batch_videos=16)  # more than there are
+    np.testing.assert_array_equal(large.arrays["index"], [*range(11)] + [-1] * 5)
+    assert_no_children()
+
+
+@pytest.mark.parametrize("resize", ["host", "device"])
+def test_a_pass_puts_nothing_in_the_place_of_bad_videos_and_lists_them(some_bad, resize):
+    chosen = options(
+        some_bad, on_error="skip", min_errors=100, repeats=2, crop="centre", resize=resize
+    )
+    batches = whole_pass(chosen, batch_videos=4)
+    index = np.concatenate([b.arrays["index"] for b in batches]).reshape(-1, 2)
+    want = np.arange(24).reshape(12, 2)
+    want[[3, 5, 11]] = -1
+    np.testing.assert_array_equal(index, want)
+    label = np.concatenate([b.arrays["label"] for b in batches])
+    np.testing.assert_array_equal(label == -1, (want == -1).ravel())
+    assert [f.path for b in batches for f in b.failures] == ["v3.mp4", "v5.mp4"]
+    pixels = batches[0].arrays["video" if resize == "host" else "source"]
+    assert not pixels[-1].any() and pixels[0].any()
+    with pytest.raises(VideoError, match=r"v3\.mp4"):
+        whole_pass(dataclasses.replace(chosen, on_error="raise"), batch_videos=4)
+
+
+def test_a_pass_with_too_many_bad_videos_stops(some_bad):
+    chosen = options(some_bad, on_error="skip", min_errors=2, max_error_rate=0.2)
+    # 2 of the 6 videos read so far; 2 of 11 would be below the limit
+    with pytest.raises(PipelineError, match="2 of 6 videos could not be used"):
+        whole_pass(chosen, batch_videos=6)
 
 
 # --- Bad videos -----------------------------------------------------------------------------
@@ -740,6 +809,10 @@ def test_a_forgotten_pipeline_is_closed_with_its_last_reference(videos):
     ("changes", "message"),
     [
         ({"crop": "center"}, "choose one of multi_scale, resized, views, centre, none"),
+        ({"randaugment": (7, 4)}, r"randaugment must be \(magnitude, operations, deviation\)"),
+        ({"randaugment": (11, 4, 0.5)}, r"the magnitude must lie in \[0, 10\]"),
+        ({"randaugment": (7, 4, 0.5), "select": "centre", "crop": "none"}, "randaugment=\\(\\)"),
+        ({"randaugment": (7, 4, 0.5), "resize": "device", "repeats": 2}, "for each crop"),
         ({"select": "all"}, "choose one of random, centre, views"),
         ({"filter": "cubic"}, "choose one of antialias, bilinear"),
         ({"views": (0, 3)}, r"views must be \(clips, crops\) of a video, got \(0, 3\)"),

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from vmae_jax.data import guard as guards
-from vmae_jax.data import sampling, transforms
+from vmae_jax.data import randaugment, sampling, transforms
 from vmae_jax.data.folders import DEFAULT_TEMPLATES, Choose
 from vmae_jax.data.order import Order
 from vmae_jax.data.source import Source
@@ -65,6 +65,8 @@ class PipelineOptions:
       scales: of the multi-scale crop.
       crop_area: least and most area of the "resized" crop, as shares of the frame.
       crop_aspect: its least and most width / height.
+      randaugment: (magnitude, operations, deviation of the magnitude) of `randaugment`, e.g.
+        (7, 4, 0.5), drawn for each crop and applied before it; (): none.
       filter: that resizes, "antialias" (released pretraining) or "bilinear" (fine-tuning and test).
       resize: where crops are cut out and resized: "host" (Pillow), or "device", which gets one
         source clip and the boxes of its crops.
@@ -103,6 +105,7 @@ class PipelineOptions:
     scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
     crop_area: tuple[float, float] = (0.08, 1.0)
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    randaugment: tuple[float, ...] = ()
     filter: str = "antialias"
     resize: str = "host"
     canvas: tuple[int, int] = (256, 456)
@@ -167,6 +170,28 @@ class PipelineOptions:
                 f'select="{self.select}" leaves nothing to chance, but crop="{self.crop}" is '
                 'drawn; choose crop="views", "centre" or "none".'
             )
+        if self.randaugment:
+            if len(self.randaugment) != 3:
+                raise ValueError(
+                    "randaugment must be (magnitude, operations, deviation) or (), got "
+                    f"{self.randaugment}."
+                )
+            magnitude, count, deviation = self.randaugment
+            if not 0 <= magnitude <= randaugment.MAX_MAGNITUDE or count < 1 or deviation < 0:
+                raise ValueError(
+                    f"randaugment={self.randaugment}: the magnitude must lie in [0, "
+                    f"{randaugment.MAX_MAGNITUDE:g}], at least one operation be drawn, and the "
+                    "deviation be 0 or more."
+                )
+            if self.select != "random":
+                raise ValueError(
+                    f'select="{self.select}" leaves nothing to chance; set randaugment=().'
+                )
+            if self.resize == "device" and self.repeats > 1:
+                raise ValueError(
+                    'with resize="device" the crops of a video share its frames, but randaugment '
+                    'changes them for each crop; choose resize="host" or repeats=1.'
+                )
         if self.select == "views":
             if self.repeats > 1:
                 raise ValueError(
@@ -237,7 +262,10 @@ class LoadClips:
         _, offset, record = self.order.locate(position)
         failed_record = np.full(_ATTEMPTS, -1, np.int64)
         failed_reason = np.zeros((_ATTEMPTS, _REASON_BYTES), np.uint8)
+        clips, pixels, label = self.options.clips, None, -1
         for attempt in range(_ATTEMPTS):
+            if record < 0:
+                break
             try:
                 pixels, label = self._clips(record, self.order.rng(position, attempt), guard)
                 break
@@ -253,10 +281,10 @@ class LoadClips:
                 f"{self.source.name(int(failed_record[-1]))}: "
                 f"{failed_reason[-1].tobytes().rstrip(bytes(1)).decode(errors='replace')}."
             )
-        clips = self.options.clips
+        index = (offset * clips + np.arange(clips)).astype(np.int32)
         return {
-            **pixels,
-            "index": (offset * clips + np.arange(clips)).astype(np.int32),
+            **(pixels or _black(self.options)),
+            "index": index if pixels else np.full(clips, -1, np.int32),
             "label": np.full(clips, label, np.int32),
             "record": np.int64(record),
             "failed_record": failed_record,
@@ -349,17 +377,17 @@ def take_crops(
         boxes = [
             draw_box(*frames.shape[1:3], options=options, rng=rng) for _ in range(options.repeats)
         ]
+        frames = _augmented(frames, options, rng)
         with stage("crop"):
             source, places = transforms.lay_on_canvas(frames, boxes, options.canvas)
             return {"source": source[None], "box": places}
+    crops = [
+        crop
+        for stretch in np.split(frames, len(frames) // options.frames)
+        for _ in range(options.repeats)
+        for crop in _crops(stretch, options, rng)
+    ]
     with stage("crop"):
-        stretches = np.split(frames, len(frames) // options.frames)
-        crops = [
-            crop
-            for stretch in stretches
-            for _ in range(options.repeats)
-            for crop in _crops(stretch, options, rng)
-        ]
         return {"video": np.stack(crops)}
 
 
@@ -367,13 +395,38 @@ def _crops(
     frames: np.ndarray, options: PipelineOptions, rng: np.random.Generator
 ) -> list[np.ndarray]:
     """The crops of one clip: all those of a test, or one."""
-    if options.crop == "views":
-        crops = options.views[1] if options.select == "views" else 1
-        return transforms.view_crops(
-            frames, size=options.size, crops=crops, resample=options.filter
-        )
-    box = draw_box(*frames.shape[1:3], options=options, rng=rng)
-    return [transforms.crop_resize(frames, box, options.size, options.filter)]
+    frames = _augmented(frames, options, rng)
+    with stage("crop"):
+        if options.crop == "views":
+            crops = options.views[1] if options.select == "views" else 1
+            return transforms.view_crops(
+                frames, size=options.size, crops=crops, resample=options.filter
+            )
+        box = draw_box(*frames.shape[1:3], options=options, rng=rng)
+        return [transforms.crop_resize(frames, box, options.size, options.filter)]
+
+
+def _black(options: PipelineOptions) -> dict[str, np.ndarray]:
+    """What stands in the place of a video that is not there, as `take_crops` would give it."""
+    if options.resize == "device":
+        source = np.zeros((1, options.frames, *options.canvas, options.channels), np.uint8)
+        whole = np.array([0, 0, *options.canvas], np.float32)
+        return {"source": source, "box": np.tile(whole, (options.repeats, 1))}
+    shape = (options.clips, options.frames, *options.size, options.channels)
+    return {"video": np.zeros(shape, np.uint8)}
+
+
+def _augmented(
+    frames: np.ndarray, options: PipelineOptions, rng: np.random.Generator
+) -> np.ndarray:
+    if not options.randaugment:
+        return frames
+    magnitude, count, deviation = options.randaugment
+    drawn = randaugment.draw_operations(
+        magnitude=magnitude, count=int(count), deviation=deviation, rng=rng
+    )
+    with stage("augment"):
+        return randaugment.augment(frames, drawn)
 
 
 def draw_box(

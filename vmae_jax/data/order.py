@@ -103,7 +103,7 @@ class Order:
         return _generator(self.seed, position, attempt, _CLIP)
 
     def substitute(self, position: int, attempt: int) -> int:
-        """Record to try at a position after `attempt` failures (1, 2, ...)."""
+        """Record to try at a position after `attempt` failures (1, 2, ...); -1: none."""
         rng = _generator(self.seed, position, attempt, _SUBSTITUTE)
         _, _, record = self.locate(position)
         videos = [share.videos for share in self._shares]
@@ -126,6 +126,29 @@ class Order:
         if self.shuffle:
             place = int(_shuffles(share.videos, self.seed, _SHARE, part)(passed)[place])
         return first + place
+
+
+@dataclass(frozen=True)
+class Pass(Order):
+    """The order of one pass, as a test needs it: every video once, in the order of the source.
+
+    The last batch is filled up with places that hold no video; `locate` gives -1 as their record.
+    """
+
+    shuffle: bool = False
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches that hold all videos."""
+        return -(-self.num_videos // self.batch_videos)
+
+    def locate(self, position: int) -> tuple[int, int, int]:
+        """Returns (0, position, record); see `Order.locate`."""
+        return 0, position, position if position < self.num_videos else -1
+
+    def substitute(self, position: int, attempt: int) -> int:
+        """None: a video that cannot be used leaves its place empty."""
+        return -1
 
 
 def _place_in_parts(place: int, sizes: Sequence[int]) -> tuple[int, int]:

@@ -47,7 +47,7 @@ from vmae_jax.data.clips import (
     read_clip,
     take_crops,
 )
-from vmae_jax.data.order import Order
+from vmae_jax.data.order import Order, Pass
 from vmae_jax.data.source import Source
 from vmae_jax.errors import UserError
 
@@ -76,14 +76,14 @@ _CLIP_FACTS = (
     *("size", "crop", "scales", "channels"),
 )
 # Those that came later: a state without them is of clips made with their defaults.
-_LATER_FACTS = ("select", "views", "crop_area", "crop_aspect", "filter")
+_LATER_FACTS = ("select", "views", "crop_area", "crop_aspect", "randaugment", "filter")
 _BATCH_ARRAYS = ("video", "source", "box", "index", "label")  # what else comes is about them
 _CHUNK_BYTES = 64 << 20  # of one message from a worker, when its size is left open
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A video that was replaced."""
+    """A video that was replaced, or in a single pass left out."""
 
     record: int
     path: str
@@ -97,9 +97,10 @@ class HostBatch:
     Attributes:
       arrays: "video" uint8 [b * R, T, H, W, C], "index" int32 [b * R], "label" int32 [b * R]; with
         `resize="device"` in place of "video": "source" uint8 [b, T, *canvas, C] and "box" float32
-        [b * R, 4], top, left, height and width on the canvas.
-      records: int64 [b], records of the source that were used, replacements included.
-      failures: videos that were replaced in this batch.
+        [b * R, 4], top, left, height and width on the canvas. R is `options.clips`.
+      records: int64 [b], records of the source that were used, replacements included; -1 where
+        there is no video (single passes only).
+      failures: videos that were replaced, or left out, in this batch.
       decode_s: float64 [b], seconds from reading a video to its last crop.
       stage_s: float64 [b, len(STAGES)], processor time by stage; see `stages`.
       worker: int64 [b], which worker made it.
@@ -116,12 +117,13 @@ class HostBatch:
     _source: Source = field(repr=False)
 
     def names(self) -> list[str]:
-        """Listed path of each video, in order."""
-        return [self._source.name(record) for record in self.records.tolist()]
+        """Listed path of each video, in order; "" where there is none."""
+        records = self.records.tolist()
+        return [self._source.name(record) if record >= 0 else "" for record in records]
 
 
 class ClipPipeline:
-    """An endless iterator over the batches of a run, from any step on.
+    """An iterator over the batches of a run, from any step on: endless, or over a single pass.
 
     Use as a context manager, or call `close()`: it ends the workers. One thread may call `next()`
     while another one calls `close()`; the first then gets a `PipelineError`.
@@ -138,6 +140,7 @@ class ClipPipeline:
         process_index: int = 0,
         process_count: int = 1,
         start_step: int = 0,
+        once: bool = False,
     ):
         """
         Args:
@@ -147,6 +150,10 @@ class ClipPipeline:
           process_index: which contiguous part of each batch is read here.
           process_count: parts of a batch.
           start_step: batches to leave out; costs nothing.
+          once: every video exactly once, in the order of the source, then the end; `shuffle` and
+            the shares of a mixture do not count. Batches keep their size: in rows that are left
+            over, and in those of a bad video (with `on_error="skip"`), `index` is -1 and the
+            pixels are black. Nothing takes the place of a bad video; it is in `failures`.
 
         Raises:
           ManifestError, ValueError: the manifest or a number is unusable.
@@ -155,9 +162,13 @@ class ClipPipeline:
             raise ValueError(f"start_step must be 0 or more, got {start_step}.")
         self._options = options
         self._source = options.open_source()
-        self._order = Order(
-            len(self._source), batch_videos, seed, options.shuffle, self._source.shares
-        )
+        self._once = once
+        if once:
+            self._order = Pass(len(self._source), batch_videos, seed)
+        else:
+            self._order = Order(
+                len(self._source), batch_videos, seed, options.shuffle, self._source.shares
+            )
         if self._order.epoch_videos * options.clips >= 2**31:
             raise ValueError(
                 "An epoch holds more than 2**31 clips; `index` would not fit in int32."
@@ -191,7 +202,7 @@ class ClipPipeline:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in one pass over the list."""
+        """Whole batches in one pass over the list; all batches of a single pass."""
         return self._order.steps_per_epoch
 
     @property
@@ -201,7 +212,7 @@ class ClipPipeline:
 
     @property
     def num_failures(self) -> int:
-        """Videos replaced since this pipeline was made."""
+        """Videos replaced or left out since this pipeline was made."""
         return self._num_failures
 
     def __enter__(self) -> ClipPipeline:
@@ -220,7 +231,10 @@ class ClipPipeline:
           PipelineError: too many bad videos, dead workers beyond the restarts that are allowed, a
             stuck one, or the pipeline is closed.
           VideoError: the first bad video, with `on_error="raise"`.
+          StopIteration: the single pass is over.
         """
+        if self._once and self._step >= self.steps_per_epoch:
+            raise StopIteration
         try:
             batch = self._next_batch()
         except BaseException as error:
@@ -333,7 +347,9 @@ class ClipPipeline:
             )
             if not self._options.workers:
                 guards.enter(self._folder, 0, clip_timeout_s=self._options.clip_timeout_s)
-            self._iterator = _make_iterator(load, self._options, self._chunk)
+            steps_left = self.steps_per_epoch - self._step
+            videos = steps_left * self._local_videos if self._once else _ENDLESS
+            self._iterator = _make_iterator(load, self._options, self._chunk, videos)
             if self._options.workers:
                 self._fetcher = _Fetcher(self._iterator)
             return self._fetcher or self._iterator
@@ -426,11 +442,13 @@ class ClipPipeline:
         for failure in batch.failures:
             self._num_failures += 1
             if self._num_failures <= _LOGGED_FAILURES:
-                _log.warning("Replaced a video: %s: %s", failure.path, failure.reason)
+                what = "Left out" if self._once else "Replaced"
+                _log.warning("%s a video: %s: %s", what, failure.path, failure.reason)
             if self._num_failures == _LOGGED_FAILURES:
-                _log.warning("Further replaced videos are counted but not logged.")
-        self._videos_seen += len(batch.records)
-        rate = self._num_failures / self._videos_seen
+                _log.warning("Further bad videos are counted but not logged.")
+        used, left_out = int((batch.records >= 0).sum()), len(batch.failures) * self._once
+        self._videos_seen += used + left_out
+        rate = self._num_failures / max(self._videos_seen, 1)
         enough = self._num_failures >= self._options.min_errors
         if batch.failures and enough and rate > self._options.max_error_rate:
             self.close()
@@ -522,7 +540,7 @@ def _chunk_videos(options: PipelineOptions, local_videos: int) -> int:
 
 
 def _make_iterator(
-    load: LoadClips, options: PipelineOptions, chunk: int
+    load: LoadClips, options: PipelineOptions, chunk: int, videos: int
 ) -> Iterator[dict[str, np.ndarray]]:
     import grain  # heavy, and not needed for the rest of the package
     from absl import flags
@@ -530,7 +548,7 @@ def _make_iterator(
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain reads absl flags when it starts workers
     read = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # one decoding thread a worker
-    dataset = grain.MapDataset.range(_ENDLESS).map(load).batch(chunk).to_iter_dataset(read)
+    dataset = grain.MapDataset.range(videos).map(load).batch(chunk).to_iter_dataset(read)
     if options.workers:
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(

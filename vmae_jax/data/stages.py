@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-STAGES = ("read", "index", "decode", "convert", "crop")
+STAGES = ("read", "index", "decode", "convert", "augment", "crop")
 
 _here = threading.local()  # `clock`: that of the recording of this thread, if there is one
 
