@@ -151,7 +151,9 @@ def test_a_finetuning_batch_is_the_released_recipe(videos):
             got = batch.arrays["video"][2 * row + repeat]
             for frame, picture in zip(got, pictures, strict=True):
                 cut = np.asarray(picture, float)[top : top + h, left : left + w]
-                assert np.abs(frame - slow_resize(cut, (32, 32))).max() < 0.51  # rounding
+                off = np.abs(frame - slow_resize(cut, (32, 32)))
+                # Rounding; a shear or translation may round a level differently before.
+                assert off.max() < 1.51 and (off > 0.51).mean() < 0.01
     assert len(seen) >= 5  # the seed draws enough to be a test of the operations' order, too
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vmae_jax.data.randaugment import OPERATIONS, Operation, augment, draw_operations
 
@@ -107,6 +108,32 @@ def test_shears_move_each_line_by_its_distance():
     assert (out[:, -1, -3:] == 128).all()
     upright = applied("shear_y", 0.25, ramp.swapaxes(1, 2))
     assert np.abs(upright.swapaxes(1, 2) - line[..., None])[:, inside].max() <= 2
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("argument", [0.2371, -0.2371, 0.004])
+def test_what_moves_along_one_axis_is_pillows_affine_transform(argument, channels):
+    """Noise, full range: an overshooting kernel, ends of lines and what comes from outside."""
+    frames = np.random.default_rng(2).integers(0, 256, (2, 37, 53, channels), np.uint8)
+    for name, matrix in (
+        ("shear_x", (1, argument, 0, 0, 1, 0)),
+        ("shear_y", (1, 0, 0, argument, 1, 0)),
+        ("translate_x", (1, 0, argument * 53, 0, 1, 0)),
+        ("translate_y", (1, 0, 0, 0, 1, argument * 37)),
+    ):
+        got = applied(name, argument, frames)
+        for frame, moved in zip(frames, got, strict=True):
+            picture = Image.fromarray(frame.squeeze())
+            fill = (128,) * channels
+            want = picture.transform(
+                picture.size,
+                Image.Transform.AFFINE,
+                matrix,
+                resample=Image.Resampling.BICUBIC,
+                fillcolor=fill,
+            )
+            off = np.abs(moved - np.asarray(want, int).reshape(moved.shape))
+            assert off.max() <= 1 and (off > 0).mean() < 0.002
 
 
 def test_rotation_is_counterclockwise_around_the_centre():
