@@ -53,6 +53,23 @@ def test_data_figures_name_every_stage(tmp_path, capsys):
         assert row["mb_per_clip"] == pytest.approx((16 * 70 * 80 * 3 / 2 + 16 + 4 + 4) / 1e6)
 
 
+def test_data_figures_of_finetuning_and_test_clips(tmp_path, capsys):
+    generate(tmp_path / "videos", num_videos=10)
+    out = tmp_path / "figures.jsonl"
+    manifest = f"--manifest={tmp_path / 'videos' / 'train.csv'}"
+    flags = ["data", manifest, "--videos=6", "--batch=2", "--workers=0", f"--json={out}"]
+    flags += ["--frames=4", "--size=32"]
+    assert bench.main([*flags, "--recipe=finetune", "--repeats=2"]) == 0
+    assert bench.main([*flags, "--recipe=test"]) == 0
+    finetune, test = (json.loads(line) for line in out.read_text().splitlines())
+    assert finetune["augment_ms"] > 0 and test["augment_ms"] == 0
+    assert test["crop_ms"] > 0
+    for row in (finetune, test):
+        assert row["mb_per_clip"] == pytest.approx((4 * 32 * 32 * 3 + 8) / 1e6)
+    assert bench.main([*flags, "--recipe=test", "--repeats=2"]) == 1
+    assert "repeats must be 1" in capsys.readouterr().err
+
+
 def test_wrong_config_is_a_sentence(capsys):
     assert bench.main(["step", "--config=nowhere.py"]) == 1
     assert "no config at nowhere.py" in capsys.readouterr().err

@@ -172,7 +172,7 @@ def _slid(frames: np.ndarray, shifts: np.ndarray, *, axis: int) -> np.ndarray:
     return out
 
 
-def _enhanced(kind: Callable[[Image.Image], ImageEnhance._Enhance]) -> _Row:
+def _enhanced(kind: type) -> _Row:
     apply = _each(lambda picture, factor: kind(picture).enhance(factor))
     return _Row(lambda m, sign: 1 + 0.9 * m * sign, apply)
 

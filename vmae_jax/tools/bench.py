@@ -4,6 +4,7 @@ r"""Times training steps and the input pipeline; prints a table and writes JSON.
     python -m vmae_jax.tools.bench step --config=configs/v2_vitb.py --clips=8 --decoder-mask=none
     python -m vmae_jax.tools.bench data --manifest=train.csv --workers=2
     python -m vmae_jax.tools.bench data --manifest=train.csv --repeats=4 --resize=device
+    python -m vmae_jax.tools.bench data --manifest=train.csv --recipe=finetune --repeats=2
 
 A step is timed on data that is already on the device, between two blocking reads, after warm-up.
 MFU is model FLOPs (matmuls, forward and backward, no recomputation) over the chip's stated peak;
@@ -41,6 +42,18 @@ from vmae_jax.train.checkpoints import versions
 from vmae_jax.train.sharding import batch_sharding, make_mesh, state_shardings
 from vmae_jax.train.state import make_init
 from vmae_jax.train.step import lower_step, make_train_step
+
+# What `data` reads; the numbers are those of the released scripts.
+RECIPES = {
+    "pretrain": {},
+    "finetune": {
+        "sampling": "window",
+        "crop": "resized",
+        "filter": "bilinear",
+        "randaugment": (7, 4, 0.5),
+    },
+    "test": {"sampling": "window", "select": "views", "crop": "views", "filter": "bilinear"},
+}
 
 # Processor time of the host that a training clip may take, by the model that it feeds.
 HOST_BUDGETS_MS = {"vit_b": 8.0, "vit_g": 40.0}
@@ -241,10 +254,12 @@ def _data_row(args: argparse.Namespace) -> dict[str, Any]:
         resize=args.resize,
         canvas=args.canvas,
         workers=args.workers,
+        **RECIPES[args.recipe],
     )
     row = bench_data(options, videos=args.videos, batch_videos=args.batch)
     canvas = {"canvas": "x".join(map(str, args.canvas))} if args.resize == "device" else {}
-    settings = {name: getattr(args, name) for name in ("manifest", "size", "repeats", "resize")}
+    names = ("manifest", "recipe", "size", "repeats", "resize")
+    settings = {name: getattr(args, name) for name in names}
     return {**settings, **canvas, **row}
 
 
@@ -277,6 +292,7 @@ def _parser() -> argparse.ArgumentParser:
     data = kinds.add_parser("data", help="the input pipeline, stage by stage")
     data.add_argument("--manifest", required=True)
     data.add_argument("--root")
+    data.add_argument("--recipe", choices=RECIPES, default="pretrain", help="default: pretrain")
     data.add_argument("--videos", type=int, default=64, help="timed (default: 64)")
     data.add_argument("--batch", type=int, default=16, help="videos in a batch")
     data.add_argument("--frames", type=int, default=16)
