@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from vmae_jax.ops.erase import draw_erasures, erase
-from vmae_jax.train.sharding import batch_sharding, make_mesh
 
 DRAW = jax.jit(draw_erasures, static_argnames=("prob", "size"))
 
@@ -53,12 +52,7 @@ def test_each_clip_is_erased_by_its_own_key_with_the_probability():
     boxes = np.asarray(DRAW(keys(4000), prob=0.25, size=(30, 40)))
     erased = boxes.any(axis=1)
     assert abs(erased.mean() - 0.25) < 0.031  # four and a half standard deviations
-    np.testing.assert_array_equal(boxes[5:9], DRAW(keys(4000)[5:9], prob=0.25, size=(30, 40)))
-
-
-def test_a_frame_too_small_for_any_box_stays():
-    top, left, bottom, right = DRAW(keys(50), prob=1.0, size=(1, 40)).T
-    assert not ((bottom > top) & (right > left)).any()
+    np.testing.assert_array_equal(boxes[::-1], DRAW(keys(4000)[::-1], prob=0.25, size=(30, 40)))
 
 
 def test_the_box_is_shared_by_the_frames_and_the_noise_is_not():
@@ -80,22 +74,7 @@ def test_no_probability_costs_nothing_and_no_such_probability_is_refused():
     video = jnp.zeros((2, 1, 4, 4, 3), jnp.bfloat16)
     assert draw_erasures(keys(2), prob=0.0, size=(4, 4)) is None
     assert erase(video, None, keys(2)) is video
-    assert erase(video, jnp.array([[0, 0, 2, 2]] * 2), keys(2)).dtype == jnp.bfloat16
+    boxes = jnp.zeros((2, 4), jnp.int32)
+    assert jax.eval_shape(erase, video, boxes, keys(2)).dtype == jnp.bfloat16
     with pytest.raises(ValueError, match=r"1\.5"):
         draw_erasures(keys(2), prob=1.5, size=(4, 4))
-
-
-def test_clips_on_eight_devices_need_no_exchange():
-    if jax.device_count() < 8:
-        pytest.skip("needs 8 (fake) devices")
-    sharding = batch_sharding(make_mesh(2))
-
-    def erased(video, keys):
-        return erase(video, draw_erasures(keys, prob=0.5, size=(8, 8)), keys)
-
-    arguments = np.zeros((16, 1, 8, 8, 3), np.float32), keys(16)
-    split = jax.device_put(arguments, sharding)
-    compiled = jax.jit(erased, out_shardings=sharding).lower(*split).compile()
-    for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
-        assert collective not in compiled.as_text()
-    np.testing.assert_array_equal(compiled(*split), jax.jit(erased)(*arguments))

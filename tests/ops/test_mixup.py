@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vmae_jax.ops.erase import draw_erasures, erase
 from vmae_jax.ops.mixup import Mix, draw_mix, mix_targets, mix_videos, soft_targets
 from vmae_jax.train.sharding import batch_sharding, make_mesh
 
@@ -142,19 +143,20 @@ def test_wrong_numbers_are_refused(wrong, says):
         draw_mix(keys(6), **options)
 
 
-def test_blocks_within_a_device_need_no_exchange():
+def test_erasing_and_mixing_within_a_device_need_no_exchange():
     if jax.device_count() < 8:
         pytest.skip("needs 8 (fake) devices")
     sharding = batch_sharding(make_mesh(2))
 
-    def mixed(video, labels, keys):
+    def augmented(video, labels, keys):
+        video = erase(video, draw_erasures(keys, prob=0.5, size=(8, 8)), keys)
         mix = draw_mix(keys, clips=2, size=(8, 8), mixup=0.8, cutmix=1.0)
         return mix_videos(video, mix), mix_targets(soft_targets(labels, classes=4), mix)
 
     video = np.random.default_rng(0).normal(size=(16, 1, 8, 8, 3)).astype(np.float32)
     arguments = video, np.arange(16) % 4, keys(16)
     split = jax.device_put(arguments, sharding)
-    compiled = jax.jit(mixed, out_shardings=sharding).lower(*split).compile()
+    compiled = jax.jit(augmented, out_shardings=sharding).lower(*split).compile()
     for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
         assert collective not in compiled.as_text()
-    jax.tree.map(np.testing.assert_array_equal, compiled(*split), jax.jit(mixed)(*arguments))
+    jax.tree.map(np.testing.assert_array_equal, compiled(*split), jax.jit(augmented)(*arguments))

@@ -154,7 +154,7 @@ class PipelineOptions:
             value = getattr(self, name)
             if len(value) != 2 or not 0 < value[0] <= value[1] <= most:
                 raise ValueError(
-                    f"{name} must be (least, most), positive and at most {most}, got {value}."
+                    f"{name} must be (least, most), 0 < least <= most <= {most:g}, got {value}."
                 )
         if self.channels not in (1, 3):
             raise ValueError(f"channels={self.channels}; choose 3 (RGB) or 1 (grey).")
@@ -177,11 +177,12 @@ class PipelineOptions:
                     f"{self.randaugment}."
                 )
             magnitude, count, deviation = self.randaugment
-            if not 0 <= magnitude <= randaugment.MAX_MAGNITUDE or count < 1 or deviation < 0:
+            in_range = 0 <= magnitude <= randaugment.MAX_MAGNITUDE and deviation >= 0
+            if not in_range or count < 1 or count != int(count):
                 raise ValueError(
                     f"randaugment={self.randaugment}: the magnitude must lie in [0, "
-                    f"{randaugment.MAX_MAGNITUDE:g}], at least one operation be drawn, and the "
-                    "deviation be 0 or more."
+                    f"{randaugment.MAX_MAGNITUDE:g}], the number of operations be 1 or more, and "
+                    "the deviation be 0 or more."
                 )
             if self.select != "random":
                 raise ValueError(
@@ -264,7 +265,7 @@ class LoadClips:
         failed_reason = np.zeros((_ATTEMPTS, _REASON_BYTES), np.uint8)
         clips, pixels, label = self.options.clips, None, -1
         for attempt in range(_ATTEMPTS):
-            if record < 0:
+            if record < 0:  # nobody's place in a single pass
                 break
             try:
                 pixels, label = self._clips(record, self.order.rng(position, attempt), guard)
