@@ -49,11 +49,13 @@ def test_parts_are_grouped_as_in_the_papers():
     assert estimate.recomputed_macs(macs, {"encoder": "full", "decoder": "named"}) == 2
 
 
-def test_cores_follow_decoding_and_crops():
-    host = estimate.cores_to_feed(70.0, repeats=1, device_crop=False)
+def test_cores_follow_decoding_crops_and_augmentation():
+    host = estimate.cores_to_feed(70.0, repeats=1, device_crop=False, randaugment=False)
     assert host["original mp4"] == pytest.approx(70 * (37 + 5.5) / 1000 / 0.7)
-    shared = estimate.cores_to_feed(70.0, repeats=4, device_crop=True)
+    shared = estimate.cores_to_feed(70.0, repeats=4, device_crop=True, randaugment=False)
     assert shared["original mp4"] == pytest.approx(70 * 37 / 4 / 1000 / 0.7)
+    augmented = estimate.cores_to_feed(70.0, repeats=2, device_crop=False, randaugment=True)
+    assert augmented["original mp4"] == pytest.approx(70 * (37 / 2 + 5.5 + 32) / 1000 / 0.7)
 
 
 def test_advice_names_the_fields_in_the_order_of_their_cost():

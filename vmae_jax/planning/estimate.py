@@ -24,6 +24,8 @@ SLICE_GBPS = 6.25
 DECODE_MS = {"original mp4": 37.0, "short-GOP mp4": 18.0, "JPEG frames": 17.0}
 # ms on one core for one crop of 16 frames resized to 224 x 224 by Pillow: measured, same place.
 HOST_CROP_MS = 5.5
+# ms on one core for RandAugment of one clip of 16 frames of 454 x 256: measured, same place.
+RANDAUGMENT_MS = 32.0
 HOST_BUSY = 0.7  # share of the cores' time that may be spent: one slow file must not stall a step
 
 
@@ -95,17 +97,20 @@ def step_time(
     )
 
 
-def cores_to_feed(clips_per_s: float, *, repeats: int, device_crop: bool) -> dict[str, float]:
+def cores_to_feed(
+    clips_per_s: float, *, repeats: int, device_crop: bool, randaugment: bool
+) -> dict[str, float]:
     """Cores of one host that decode so many training clips a second, by storage format.
 
     Args:
       clips_per_s: that the host's chips consume.
       repeats: clips taken of each decoded video.
       device_crop: crops are cut and resized on the device.
+      randaugment: each clip is augmented.
     """
-    crop = 0.0 if device_crop else HOST_CROP_MS
+    each = (0.0 if device_crop else HOST_CROP_MS) + (RANDAUGMENT_MS if randaugment else 0.0)
     return {
-        name: clips_per_s * (decode / repeats + crop) / 1000 / HOST_BUSY
+        name: clips_per_s * (decode / repeats + each) / 1000 / HOST_BUSY
         for name, decode in DECODE_MS.items()
     }
 

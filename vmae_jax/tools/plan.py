@@ -208,6 +208,7 @@ def _estimates(
                 rate / hosts,
                 repeats=config.data.repeats,
                 device_crop=config.data.resize == "device",
+                randaugment=bool(config.data.randaugment),
             ),
         },
     }
