@@ -2,6 +2,9 @@
 
 import dataclasses
 
+# Of a classifier: mean of all tokens and then a norm, or a norm and then the first token.
+POOLINGS = ("mean", "first")
+
 
 @dataclasses.dataclass(frozen=True)
 class StackSpec:

@@ -29,7 +29,12 @@ def build_stack(spec: StackSpec, options: StackOptions, *, rngs: nnx.Rngs) -> Bl
 
 
 def run_stack(
-    blocks: Block, x: jax.Array, options: StackOptions, *, keys: jax.Array | None = None
+    blocks: Block,
+    x: jax.Array,
+    options: StackOptions,
+    *,
+    keys: jax.Array | None = None,
+    layers: int | None = None,
 ) -> jax.Array:
     """Runs the blocks of `build_stack` one after the other.
 
@@ -37,12 +42,20 @@ def run_stack(
       blocks: from `build_stack` with the same options.
       x: [B, N, D].
       keys: typed PRNG keys [B], one per clip, for stochastic depth; None: evaluation mode.
+      layers: how many of the blocks, from the first; None: all.
 
     Returns:
       [B, N, D].
+
+    Raises:
+      ValueError: there are not so many.
     """
     graphdef, params = nnx.split(blocks)
     depth = jax.tree.leaves(params)[0].shape[0]
+    if layers is not None:
+        if not 1 <= layers <= depth:
+            raise ValueError(f"layer {layers} of a stack of {depth} blocks; count from 1")
+        params, depth = jax.tree.map(lambda leaf: leaf[:layers], params), layers
     dropping = keys is not None and options.drop_path > 0
     rates = jnp.asarray(drop_path_rates(options.drop_path, depth))
 
@@ -55,11 +68,11 @@ def run_stack(
         return block(x, rate=rate, keys=layer_keys), None
 
     body = _with_remat(body, options)
-    layers = (params, rates, jnp.arange(depth))
+    inputs = (params, rates, jnp.arange(depth))
     if options.scan:
-        return jax.lax.scan(body, x, layers)[0]
+        return jax.lax.scan(body, x, inputs)[0]
     for i in range(depth):
-        x, _ = body(x, jax.tree.map(lambda leaf, i=i: leaf[i], layers))
+        x, _ = body(x, jax.tree.map(lambda leaf, i=i: leaf[i], inputs))
     return x
 
 

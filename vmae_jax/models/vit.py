@@ -11,9 +11,7 @@ from vmae_jax.models.layers import LayerNorm, Linear, StackOptions
 from vmae_jax.models.stack import build_stack, run_stack
 from vmae_jax.ops.patches import Grid, Tubelet
 from vmae_jax.ops.pos_embed import sincos_table
-from vmae_jax.variants import StackSpec
-
-POOLINGS = ("mean", "first")
+from vmae_jax.variants import POOLINGS, StackSpec
 
 
 def patch_values(tubelet: Tubelet, channels: int) -> int:
@@ -86,6 +84,7 @@ class ViTEncoder(nnx.Module):
         *,
         grid: Grid,
         keys: jax.Array | None = None,
+        layer: int | None = None,
     ) -> jax.Array:
         """Encodes some or all tokens.
 
@@ -94,6 +93,7 @@ class ViTEncoder(nnx.Module):
           idx: int32 [B, K], their positions in the grid; None: all N in raster order.
           grid: tokens along (time, height, width) of the whole clip; static.
           keys: typed PRNG keys [B] for stochastic depth; None: evaluation mode.
+          layer: number of blocks to run; None: all of them, and the final norm if there is one.
 
         Returns:
           [B, K, D] in the compute dtype.
@@ -108,8 +108,8 @@ class ViTEncoder(nnx.Module):
             )
         x = self.patch_embed(patches)
         x = add_positions(x, self._table(num_tokens), idx)
-        x = run_stack(self.blocks, x, self.options, keys=keys)
-        return self.norm(x) if self.final_norm else x
+        x = run_stack(self.blocks, x, self.options, keys=keys, layers=layer)
+        return self.norm(x) if self.final_norm and layer is None else x
 
     def _table(self, num_tokens: int):
         if not self.learned_positions:

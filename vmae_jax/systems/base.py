@@ -8,6 +8,7 @@ import jax
 
 from vmae_jax.models.stack import gathered
 from vmae_jax.ops.losses import Ratio
+from vmae_jax.ops.patches import Grid
 
 Params = Any
 Batch = Mapping[str, jax.Array]
@@ -29,6 +30,30 @@ class ArraySpec:
 
 
 @dataclasses.dataclass(frozen=True)
+class Encoder:
+    """What a network makes of whole clips: for probes, features and everything that asks no more.
+
+    A batch needs only `video`, uint8 [B, T, H, W, C], whatever the system trains on. All functions
+    are pure and in evaluation mode; parameters may be float32 or a `compute_copy`.
+
+    Attributes:
+      depth: number of blocks; layers count from 1 to it.
+      width: layer -> D of its tokens.
+      grid: layer -> tokens along (time, height, width).
+      tokens: `(params, batch, layer) -> float32 [B, N, D]` in raster order, without class tokens;
+        those of the last layer after the final norm, if the model has one.
+      pooled: `(params, batch) -> float32 [B, D]`, what the model's own head sees; of a model
+        without a head the mean of its last tokens.
+    """
+
+    depth: int
+    width: Callable[[int], int]
+    grid: Callable[[int], Grid]
+    tokens: Callable[[Params, Batch, int], jax.Array]
+    pooled: Callable[[Params, Batch], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
 class System:
     """A paper's method as pure functions.
 
@@ -44,7 +69,12 @@ class System:
       train_flops: floating-point operations of one training step per clip (matmuls only, forward
         and backward, no rematerialisation).
       choices: what "auto" fields of the config came to on the chip, in words for reports.
-      init_frozen: `key -> frozen` for a tree that is never trained (a teacher), or None.
+      encoder: the network on whole clips.
+      together: adjacent clips of a batch that a micro-batch must not part.
+      logits: `(params, batch) -> float32 [B, K]` of whole clips, in evaluation mode; None where
+        nothing is classified.
+      init_frozen: `key -> frozen` for a tree that is never trained (a teacher), or None. Its
+        kernels are kept in the compute dtype.
       reconstruct: `(params, batch, keys) -> {label: video}` with videos `[B, T, H, W, C]` float32
         in [0, 1], for systems whose predictions are pictures; else None.
     """
@@ -57,6 +87,9 @@ class System:
     compute_dtype: str
     macs: Mapping[str, float]
     train_flops: float
+    encoder: Encoder
+    together: int = 1
+    logits: Callable[[Params, Batch], jax.Array] | None = None
     choices: Mapping[str, str] = dataclasses.field(default_factory=dict)
     init_frozen: Callable[[jax.Array], Params] | None = None
     reconstruct: Callable[[Params, Batch, jax.Array], dict[str, jax.Array]] | None = None

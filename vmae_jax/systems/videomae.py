@@ -13,20 +13,19 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from vmae_jax.chips import Chip
-from vmae_jax.config import ConfigError, token_counts
+from vmae_jax.config import token_counts
 from vmae_jax.models import flops
 from vmae_jax.models.functional import Functional, functional
 from vmae_jax.models.layers import StackOptions
 from vmae_jax.models.mae import MaskedAutoencoder
 from vmae_jax.ops import masking
-from vmae_jax.ops.attention import choose_attention
 from vmae_jax.ops.losses import Ratio, masked_mse, pixel_targets
 from vmae_jax.ops.patches import patchify, to_planes, unpatchify
-from vmae_jax.ops.preprocess import draw_flips, mirror, normalise, unit_range
-from vmae_jax.ops.resize import resized_crops
+from vmae_jax.ops.preprocess import normalise, unit_range
 from vmae_jax.ops.tokens import gather, scatter
-from vmae_jax.systems.base import ArraySpec, Batch, Params, System
-from vmae_jax.variants import StackSpec
+from vmae_jax.systems.base import Batch, Params, System
+from vmae_jax.systems.inputs import clip_spec, clips, drawn_flips, stream
+from vmae_jax.systems.stacks import spec_of, stack_options, vit_encoder
 
 
 def build(config: ConfigDict, chip: Chip) -> System:
@@ -34,8 +33,8 @@ def build(config: ConfigDict, chip: Chip) -> System:
     counts = token_counts(config)
     network = make_network(config, chip)
     macs = flops.mae_macs(
-        _spec(config.model.encoder),
-        _spec(config.model.decoder),
+        spec_of(config.model.encoder),
+        spec_of(config.model.decoder),
         visible=counts.visible,
         targets=counts.targets,
         values=counts.patch_values,
@@ -51,9 +50,8 @@ def build(config: ConfigDict, chip: Chip) -> System:
         masks = masking.pretraining_masks(
             keys, grid=counts.grid, encoder=config.masking.encoder, decoder=config.masking.decoder
         )
-        flip_keys = jax.vmap(lambda key: jax.random.fold_in(key, 2))(keys)
-        mirrored = draw_flips(flip_keys, 0.5 if config.data.flip else 0.0)
-        patches = patchify(clips(batch, mirrored), tubelet, order="planes")
+        mirrored = drawn_flips(config, stream(keys, 2))
+        patches = patchify(clips(config, batch, mirrored), tubelet, order="planes")
         visible = gather(patches, masks.visible_idx)
         hidden = unit_range(gather(patches, masks.target_idx))
         return {
@@ -71,36 +69,23 @@ def build(config: ConfigDict, chip: Chip) -> System:
             "weight": masks.weight,
         }
 
-    def clips(batch: Batch, mirrored: jax.Array | None = None) -> jax.Array:
-        """The clips as uint8 [B, T, H, W, C], cut out here where the host left that open."""
-        if config.data.resize == "host":
-            return mirror(batch["video"], mirrored)
-        return resized_crops(
-            batch["source"],
-            batch["box"],
-            size=config.data.size,
-            resample=config.data.filter,
-            mirrored=mirrored,
-        )
-
     def loss(
         params: Params, batch: Batch, keys: jax.Array, train: bool
     ) -> tuple[Ratio, dict[str, Ratio]]:
-        drop_keys = jax.vmap(lambda key: jax.random.fold_in(key, 3))(keys) if train else None
         pred = network.apply(
             _for_planes(params, channels),
             batch["visible"],
             batch["visible_idx"],
             batch["target_idx"],
             grid=counts.grid,
-            keys=drop_keys,
+            keys=stream(keys, 3) if train else None,
         )
         return masked_mse(pred, batch["target"], batch["weight"]), {}
 
     def reconstruct(params: Params, batch: Batch, keys: jax.Array) -> dict[str, jax.Array]:
         """Videos to look at; every hidden token is predicted, whatever the decoder mask."""
         masks = masking.pretraining_masks(keys, grid=counts.grid, encoder=config.masking.encoder)
-        patches = patchify(clips(batch), tubelet)
+        patches = patchify(clips(config, batch), tubelet)
         visible = normalise(
             gather(patches, masks.visible_idx), mean=config.data.mean, std=config.data.std
         )
@@ -133,74 +118,42 @@ def build(config: ConfigDict, chip: Chip) -> System:
         init=network.init,
         targets=targets,
         loss=loss,
-        batch_spec=_batch_spec(config),
+        batch_spec=clip_spec(config),
         compute_dtype=config.model.dtype,
         macs=macs,
         train_flops=flops.training_flops(macs),
+        encoder=vit_encoder(config, chip, final_norm=True),
         choices={
-            f"{stack} attention": stack_options(config, stack, chip).attention
-            for stack in ("encoder", "decoder")
+            f"{stack} attention": options.attention
+            for stack, options in _options(config, chip).items()
         },
         reconstruct=reconstruct,
     )
 
 
-def _batch_spec(config: ConfigDict) -> dict[str, ArraySpec]:
-    frames, channels = config.data.frames, config.model.channels
-    index = {"index": ArraySpec((), "int32")}
-    if config.data.resize == "host":
-        return {"video": ArraySpec((frames, *config.data.size, channels), "uint8"), **index}
-    source = ArraySpec((frames, *config.data.canvas, channels), "uint8", config.data.repeats)
-    return {"source": source, "box": ArraySpec((4,), "float32"), **index}
-
-
 def make_network(config: ConfigDict, chip: Chip) -> Functional:
     """The network alone, as pure functions."""
-    counts = token_counts(config)
+    counts, options = token_counts(config), _options(config, chip)
     return functional(
         lambda rngs: MaskedAutoencoder(
-            _spec(config.model.encoder),
-            _spec(config.model.decoder),
+            spec_of(config.model.encoder),
+            spec_of(config.model.decoder),
             values=counts.patch_values,
-            encoder_options=stack_options(config, "encoder", chip),
-            decoder_options=stack_options(config, "decoder", chip),
+            encoder_options=options["encoder"],
+            decoder_options=options["decoder"],
             rngs=rngs,
         )
     )
 
 
-def stack_options(config: ConfigDict, stack: str, chip: Chip) -> StackOptions:
-    """How the blocks of one stack ("encoder" or "decoder") are built and run on a chip."""
-    model, part = config.model, config.model[stack]
-    return StackOptions(
-        cosine_attention=model.cosine_attention,
-        layer_scale=model.layer_scale,
-        gelu=model.gelu,
-        drop_path=part.drop_path,
-        attention=_attention(config, stack, chip),
-        dtype=model.dtype,
-        remat=part.remat,
-        scan=model.layers == "scan",
-    )
-
-
-def _attention(config: ConfigDict, stack: str, chip: Chip) -> str:
-    part, counts = config.model[stack], token_counts(config)
-    try:
-        return choose_attention(
-            part.attention,
-            chip=chip,
-            dtype=config.model.dtype,
-            tokens=counts.visible + (counts.targets if stack == "decoder" else 0),
-            heads=part.heads,
-            head_dim=part.width // part.heads,
-        )
-    except ValueError as error:
-        raise ConfigError(f"config.model.{stack}.attention: {error}") from error
-
-
-def _spec(part: ConfigDict) -> StackSpec:
-    return StackSpec(part.width, part.depth, part.heads, part.mlp_ratio)
+def _options(config: ConfigDict, chip: Chip) -> dict[str, StackOptions]:
+    """How the two stacks are run: the encoder on visible tokens, the decoder on these and more."""
+    counts = token_counts(config)
+    tokens = {"encoder": counts.visible, "decoder": counts.visible + counts.targets}
+    return {
+        name: stack_options(config, f"model.{name}", tokens=number, chip=chip)
+        for name, number in tokens.items()
+    }
 
 
 def _for_planes(params: Params, channels: int) -> Params:

@@ -1,0 +1,50 @@
+"""The recipe: its fields and defaults, what makes one valid, and the numbers that follow from it.
+
+A config file (`configs/*.py`) starts from the defaults of its system, changes what its paper
+changes and ends with `configured(config, mode)`. Everything is checked here, before anything is
+compiled.
+"""
+
+from vmae_jax.config.checks import validate
+from vmae_jax.config.defaults import (
+    DEFAULTS,
+    distill_defaults,
+    finetune_defaults,
+    pretrain_defaults,
+    stack,
+)
+from vmae_jax.config.derived import (
+    Plan,
+    TokenCounts,
+    check_devices,
+    clip_grid,
+    mixed_clips,
+    patch_values,
+    plan,
+    token_counts,
+)
+from vmae_jax.config.errors import ConfigError
+from vmae_jax.config.modes import configured, smoke
+from vmae_jax.config.saved import from_mapping, to_json
+
+__all__ = [
+    "DEFAULTS",
+    "ConfigError",
+    "Plan",
+    "TokenCounts",
+    "check_devices",
+    "clip_grid",
+    "configured",
+    "distill_defaults",
+    "finetune_defaults",
+    "from_mapping",
+    "mixed_clips",
+    "patch_values",
+    "plan",
+    "pretrain_defaults",
+    "smoke",
+    "stack",
+    "to_json",
+    "token_counts",
+    "validate",
+]

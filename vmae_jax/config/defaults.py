@@ -1,0 +1,236 @@
+"""Fields and defaults of the recipes of every system."""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from vmae_jax.ops.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from vmae_jax.variants import VIDEOMAE_DECODERS, VIT_VARIANTS, StackSpec
+
+
+def stack(spec: StackSpec) -> ConfigDict:
+    """The config fields of a transformer stack of the given size."""
+    return ConfigDict(
+        {
+            **dataclasses.asdict(spec),
+            # auto: cuDNN's flash kernel on GPUs, ours (packed) on TPUs, XLA elsewhere.
+            "attention": "auto",
+            # none | named (keep matrix products, recompute the rest) | full (keep block inputs).
+            "remat": "named",
+            "drop_path": 0.0,
+        }
+    )
+
+
+def _defaults(system: str) -> ConfigDict:
+    """What all recipes have, with the released values of VideoMAE's pretraining."""
+    config = ConfigDict()
+    config.system = system
+    config.seed = 0
+    # Weights only, at step 0; docs/weights.md says what is read. A checkpoint in the workdir itself
+    # always comes first.
+    config.init_from = ""
+
+    config.model = ConfigDict()
+    config.model.encoder = stack(VIT_VARIANTS["B"])
+    config.model.tubelet = (2, 16, 16)  # frames, rows, columns of one patch
+    config.model.channels = 3  # 3: RGB; 1: grey
+    config.model.layer_scale = 0.0  # 0: no layer scale, as in every published model
+    config.model.cosine_attention = False
+    config.model.gelu = "exact"  # exact | tanh (faster on TPU; not the released function)
+    config.model.layers = "scan"  # scan | unroll
+    config.model.dtype = "bfloat16"  # of the matrix products; parameters stay float32
+
+    config.data = ConfigDict()
+    # A list of videos, a folder of tools/prepare, tfds:NAME, or a mixture (TOML); docs/data.md.
+    config.data.manifest = ""
+    config.data.root = ""  # folder or bucket of its paths; "": its own
+    config.data.style = "auto"  # auto | csv | path_label | path_start_total
+    config.data.allow_outside = False  # accept paths that leave the root
+    # Names of the pictures in folders of frames: ((path regex, name), ...); see docs/data.md.
+    config.data.frame_templates = (
+        ("(^|/)(AVA|ava)v?([^A-Za-z]|$)", "{folder}_{number:06d}.jpg"),
+        ("", "img_{number:05d}.jpg"),
+    )
+    config.data.published_videos = 0  # size of the published set; a different count is remarked on
+    config.data.frames = 16
+    config.data.stride = 4
+    config.data.stride_overrides = ()  # ((path regex, stride), ...)
+    config.data.sampling = "dense"  # dense (pretraining) | window (fine-tuning) | segments
+    # random (training) | centre (validation) | views (test): which frames the rule picks.
+    config.data.select = "random"
+    config.data.views = (5, 3)  # clips, crops that a test takes of each video
+    config.data.size = (224, 224)  # height, width
+    config.data.crop = "multi_scale"  # multi_scale | resized | views | centre | none; docs/data.md
+    config.data.scales = (1.0, 0.875, 0.75, 0.66)
+    config.data.crop_area = (0.08, 1.0)  # of "resized": least and most, as shares of the frame
+    config.data.crop_aspect = (3 / 4, 4 / 3)  # of "resized": least and most width / height
+    # (magnitude, operations, deviation of the magnitude), e.g. (7, 4, 0.5) as released; (): none.
+    config.data.randaugment = ()
+    # Kernel that resizes. antialias: released pretraining; bilinear: released fine-tuning, test.
+    config.data.filter = "antialias"
+    # Where crops are cut out and resized. host: by Pillow, as released. device: the host sends the
+    # frames of a video once, for all its crops, and two matrix products make each of them, within
+    # one level of 255 of Pillow. Saves host time, the more the more repeats.
+    config.data.resize = "host"
+    # Height and width of the frames sent to the device; what does not fit is shrunk first. Choose
+    # the size of your videos, e.g. (320, 568) for a short side of 320.
+    config.data.canvas = (256, 456)
+    config.data.repeats = 1  # crops taken of each decoded video
+    # Off: the released pretraining transform has no flip, though the paper lists one for K400.
+    config.data.flip = False
+    config.data.mean = IMAGENET_MEAN
+    config.data.std = IMAGENET_STD
+    config.data.on_error = "skip"  # skip (count, log, substitute) | raise
+    config.data.max_error_rate = 0.01
+    config.data.min_errors = 10  # the rate counts once so many were met
+    config.data.clip_timeout_s = 30.0
+    config.data.stall_timeout_s = 600.0  # the run stops if no batch comes for so long
+    config.data.workers = -1  # processes that decode; -1: one per core less one, at most 64
+    # Times that workers are started anew when one dies, at the same batch; 0: the run stops.
+    config.data.max_worker_restarts = 0
+    config.data.worker_buffer = 1  # messages that each worker prepares ahead
+    config.data.worker_videos = 0  # videos in a message; 0: as many as fit in 64 MiB
+    config.data.max_bytes = 512 * 2**20  # of one file
+    config.data.max_pixels = 4096 * 4096  # of one frame
+    config.data.max_frames = 500_000  # of one video
+    config.data.shuffle = True
+
+    config.optim = ConfigDict()
+    config.optim.base_lr = 1.5e-4  # per `lr_per_videos` videos of the global batch
+    config.optim.lr_per_videos = 256.0
+    config.optim.min_lr = 1e-5  # scaled like base_lr
+    config.optim.warmup_epochs = 40.0
+    config.optim.weight_decay = 0.05
+    config.optim.betas = (0.9, 0.95)
+    config.optim.eps = 1e-8
+    config.optim.clip_norm = 0.0  # 0: no clipping
+    config.optim.accumulate = 1  # micro-batches per step; the global batch stays what it is
+    config.optim.ema_decay = 0.0  # 0: no average is kept
+    # Rate of block k of L: x layer_decay ** (L - k); of the patch embedding: ** (L + 1).
+    config.optim.layer_decay = 1.0
+    # Non-finite updates before the run stops; looked at when metrics are logged.
+    config.optim.max_skipped_in_a_row = 10
+
+    config.train = ConfigDict()
+    config.train.epochs = 801
+    config.train.steps = 0  # 0: epochs decide; else the whole schedule is laid over so many steps
+    config.train.batch_videos = 1024  # over all devices; clips = videos x data.repeats
+    config.train.log_every = 50
+    config.train.picture_every = 0  # steps; 0: never
+    config.train.checkpoint_every = 1000
+    config.train.keep_last = 3
+    config.train.keep_every = 0  # also keep every so many steps for good; 0: none
+    config.train.stop_after = 0  # end this process at that step, the schedule unchanged; 0: no
+    config.train.peak_tflops = 0.0  # per chip, for MFU; 0: the datasheet value, if it is known
+    config.train.wandb_project = ""  # "": Weights & Biases off
+
+    config.mesh = ConfigDict()
+    # Devices that share one copy of parameters and moments; at most: the degree in force is the
+    # greatest common divisor with the number of devices, and is logged at the start.
+    config.mesh.fsdp = 1
+
+    # How good the representation is while it trains; of the parameters' average if one is kept.
+    config.eval = ConfigDict()
+    config.eval.every = 0  # steps; 0: never
+    config.eval.manifest = ""  # labelled videos that are not trained on
+    config.eval.root = ""  # folder or bucket of its paths; "": its own
+    return config
+
+
+def pretrain_defaults() -> ConfigDict:
+    """Returns a locked config with VideoMAE's released pretraining values (ViT-B, 16 x 224 x 224).
+
+    Source: VideoMAE (arXiv:2203.12602) and its released scripts; where the two differ, the scripts.
+    """
+    config = _defaults("videomae")
+    config.model.decoder = stack(VIDEOMAE_DECODERS["B"])
+
+    config.masking = ConfigDict()
+    config.masking.encoder = ("tube", 0.9)  # tube | random | frame, ratio hidden
+    # none (decode all hidden tokens) | running_cell | random | frame | tube, ratio not decoded.
+    config.masking.decoder = ("none", 0.0)
+    config.masking.normalize_target = True  # per patch and channel, as released
+
+    # Labelled videos that probes learn from; "": those of the run itself.
+    config.eval.train_manifest = ""
+    config.eval.train_root = ""
+    config.eval.probes = ("knn", "linear")  # knn | linear | attentive
+    return config.lock()
+
+
+def finetune_defaults() -> ConfigDict:
+    """Returns a locked config with VideoMAE's released fine-tuning values (ViT-B, Kinetics-400).
+
+    Source: VideoMAE (arXiv:2203.12602) and its released scripts (reference: videomae.md, section
+    5); VideoMAE V2 differs where its configs say so.
+    """
+    config = _defaults("classify")
+    config.model.num_classes = 0  # 0: as many as the labels of the data have
+    config.model.pooling = "mean"  # mean (of all tokens, then a norm) | first (norm, then token 0)
+    config.model.head_dropout = 0.0
+    config.model.head_scale = 0.001  # factor on the head's initial kernel
+    config.model.encoder.drop_path = 0.1
+
+    config.augment = ConfigDict()
+    config.augment.erase = 0.25  # probability that a box of a clip is replaced by noise
+    config.augment.mixup = 0.8  # a of Beta(a, a); 0: no mixup
+    config.augment.cutmix = 1.0
+    config.augment.mix_prob = 1.0
+    config.augment.switch_prob = 0.5  # of cutmix, where both are on
+    # Adjacent clips that share one draw, at most: the batch of one GPU in the released code.
+    config.augment.mix_clips = 16
+    config.augment.smoothing = 0.1  # of labels
+
+    config.data.sampling = "window"
+    config.data.crop = "resized"
+    config.data.filter = "bilinear"
+    config.data.randaugment = (7, 4, 0.5)
+    config.data.repeats = 2
+    # Off for sets in which left and right matter, such as Something-Something.
+    config.data.flip = True
+
+    config.optim.base_lr = 1e-3
+    config.optim.min_lr = 1e-6
+    config.optim.warmup_epochs = 5.0
+    config.optim.betas = (0.9, 0.999)
+    config.optim.layer_decay = 0.75
+    config.train.epochs = 100
+    config.train.batch_videos = 512
+    return config.lock()
+
+
+def distill_defaults() -> ConfigDict:
+    """Returns a locked config that distils ViT-g into ViT-B on Kinetics-710 as VideoMAE V2 does.
+
+    No code was released. The paper follows "a good teacher is patient and consistent"
+    (arXiv:2106.05237) and leaves open what the fields of `distill` say. Source: VideoMAE V2
+    (arXiv:2303.16727), appendix.
+    """
+    config = finetune_defaults().unlock()
+    config.system = "distill"
+    config.teacher = ConfigDict()
+    config.teacher.weights = ""  # a fine-tuned classifier; docs/weights.md says what is read
+    config.teacher.encoder = stack(VIT_VARIANTS["g"])
+    config.teacher.encoder.remat = "none"  # it is not differentiated
+    config.teacher.tubelet = (2, 14, 14)
+    config.teacher.pooling = "mean"
+    config.distill = ConfigDict()
+    config.distill.temperature = 3.0  # of both softmaxes
+    config.distill.times_square = (
+        True  # loss times temperature ** 2, which keeps its gradient's size
+    )
+    # same: the teacher sees the mixed clip that the student sees. clean: it sees the clips unmixed
+    # and unerased, and its answers are mixed as labels would be.
+    config.distill.teacher_view = "same"
+    config.distill.label_weight = 0.0  # of the loss against the labels; the rest is the teacher's
+    config.optim.clip_norm = 1.0
+    config.train.batch_videos = 1024
+    return config.lock()
+
+
+DEFAULTS = {
+    "videomae": pretrain_defaults,
+    "classify": finetune_defaults,
+    "distill": distill_defaults,
+}

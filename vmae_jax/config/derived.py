@@ -1,0 +1,174 @@
+"""Numbers that follow from a recipe and the size of its data; each is computed here and once."""
+
+import dataclasses
+import math
+
+from ml_collections import ConfigDict
+
+from vmae_jax.config.errors import ConfigError
+from vmae_jax.ops import masking
+from vmae_jax.ops.patches import Grid, Tubelet, grid_of
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenCounts:
+    """Token counts that follow from a pretraining recipe.
+
+    Attributes:
+      grid: tokens along (time, height, width).
+      visible: tokens that the encoder sees.
+      targets: tokens that the decoder predicts.
+      patch_values: P, numbers in one patch.
+    """
+
+    grid: Grid
+    visible: int
+    targets: int
+    patch_values: int
+
+
+def clip_grid(config: ConfigDict, tubelet: Tubelet | None = None) -> Grid:
+    """Tokens of a clip along (time, height, width).
+
+    Args:
+      config: the recipe.
+      tubelet: of a network other than the one that is trained (a teacher).
+
+    Raises:
+      ConfigError: sizes that do not divide.
+    """
+    height, width = config.data.size
+    try:
+        return grid_of(
+            frames=config.data.frames,
+            height=height,
+            width=width,
+            tubelet=tubelet or config.model.tubelet,
+        )
+    except ValueError as error:
+        raise ConfigError(f"config.data and the tubelet: {error}") from error
+
+
+def patch_values(config: ConfigDict, tubelet: Tubelet | None = None) -> int:
+    """P, the numbers in one patch."""
+    return math.prod(tubelet or config.model.tubelet) * config.model.channels
+
+
+def token_counts(config: ConfigDict) -> TokenCounts:
+    """Token counts of a pretraining recipe.
+
+    Raises:
+      ConfigError: sizes that do not divide, or ratios that leave nothing.
+    """
+    grid = clip_grid(config)
+    try:
+        counts = masking.mask_counts(
+            grid, encoder=config.masking.encoder, decoder=config.masking.decoder
+        )
+    except ValueError as error:
+        raise ConfigError(f"config.masking: {error}") from error
+    return TokenCounts(grid, counts.visible, counts.targets, patch_values(config))
+
+
+def mixed_clips(config: ConfigDict) -> int:
+    """Adjacent clips that share one draw of mixup and meet each other in it.
+
+    The greatest even number up to `augment.mix_clips` that divides a micro-batch, so that neither
+    accumulation nor, where it divides a device's rows too, devices part a block. 1 where nothing is
+    mixed.
+
+    Raises:
+      ConfigError: a micro-batch of an odd number of clips.
+    """
+    augment = config.augment
+    if not augment.mix_prob or not (augment.mixup or augment.cutmix):
+        return 1
+    clips = config.train.batch_videos * config.data.repeats // config.optim.accumulate
+    most = min(augment.mix_clips, clips)
+    good = [n for n in range(2, most + 1, 2) if clips % n == 0]
+    if not good:
+        raise ConfigError(
+            f"mixup needs pairs: config.augment.mix_clips={augment.mix_clips} and the "
+            f"{clips} clips of a micro-batch (train.batch_videos x data.repeats / "
+            "optim.accumulate) must both be at least 2, and the clips even"
+        )
+    return good[-1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Numbers of a run that follow from the recipe and the size of its data.
+
+    Attributes:
+      steps_per_epoch: full global batches in one pass over the videos; the rest is dropped.
+      total_steps, warmup_steps: of the whole schedule.
+      peak_lr, floor_lr: learning rates after scaling to the global batch.
+      clips_per_step: crops in a global batch.
+    """
+
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+    peak_lr: float
+    floor_lr: float
+    clips_per_step: int
+
+
+def plan(config: ConfigDict, num_videos: int) -> Plan:
+    """Derives schedule and batch numbers, by the released rules.
+
+    The rate scales with videos, not with the crops taken of each (reference: V2 4.2). Where
+    `train.steps` is set, the warm-up keeps its share of the schedule.
+
+    Raises:
+      ConfigError: fewer videos than one global batch.
+    """
+    batch = config.train.batch_videos
+    per_epoch = num_videos // batch
+    if not per_epoch:
+        raise ConfigError(
+            f"config.train.batch_videos={batch} is more than the {num_videos} videos of the "
+            f"manifest, so an epoch has no full batch; set it to {num_videos} or less"
+        )
+    epochs, warmup_epochs = config.train.epochs, config.optim.warmup_epochs
+    if config.train.steps:
+        total = config.train.steps
+        warmup = math.ceil(total * min(warmup_epochs / epochs, 1.0))
+    else:
+        total = epochs * per_epoch
+        warmup = round(warmup_epochs * per_epoch)
+    scale = batch / config.optim.lr_per_videos
+    return Plan(
+        steps_per_epoch=per_epoch,
+        total_steps=total,
+        warmup_steps=min(warmup, total),
+        peak_lr=config.optim.base_lr * scale,
+        floor_lr=config.optim.min_lr * scale,
+        clips_per_step=batch * config.data.repeats,
+    )
+
+
+def check_devices(config: ConfigDict, num_devices: int) -> None:
+    """Checks that every (micro-)batch splits evenly over the devices.
+
+    Raises:
+      ConfigError: it does not; names a batch that does.
+    """
+    parts, (rows, what) = config.optim.accumulate, rows_of_a_batch(config)
+    if rows % (num_devices * parts):
+        per_video = rows // config.train.batch_videos
+        step = math.lcm(num_devices * parts, per_video) // per_video
+        good = math.ceil(config.train.batch_videos / step) * step
+        raise ConfigError(
+            f"config.train.batch_videos={config.train.batch_videos} gives {rows} {what} a step, "
+            f"which {num_devices} devices x {parts} micro-batches cannot share evenly; set it to a "
+            f"multiple of {step}, e.g. {good}"
+        )
+
+
+def rows_of_a_batch(config: ConfigDict) -> tuple[int, str]:
+    """What a global batch can be split into, number and name: clips, but videos where the clips of
+    a video are cut on the device that has its frames."""
+    if config.data.resize == "device":
+        return config.train.batch_videos, "videos"
+    return config.train.batch_videos * config.data.repeats, "clips"
