@@ -90,6 +90,22 @@ def soft_target_cross_entropy(logits: jax.Array, targets: jax.Array) -> Ratio:
     return Ratio(losses.sum(), jnp.float32(losses.size))
 
 
+def distillation(logits: jax.Array, answers: jax.Array, *, temperature: float) -> Ratio:
+    """KL(teacher || student) at a temperature.
+
+    Args:
+      logits: [B, K], the student's.
+      answers: [B, K], the teacher's probabilities at that temperature.
+
+    Returns:
+      Ratio over clips; not multiplied by temperature ** 2. Source: arXiv:2106.05237, section 2.
+    """
+    answers = answers.astype(jnp.float32)
+    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature, axis=-1)
+    losses = jnp.sum(jax.scipy.special.xlogy(answers, answers) - answers * log_probs, axis=-1)
+    return Ratio(losses.sum(), jnp.float32(losses.size))
+
+
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> Ratio:
     """Cross-entropy against integer labels [B]."""
     return label_smoothing_cross_entropy(logits, labels, smoothing=0.0)

@@ -5,10 +5,14 @@ from ml_collections import ConfigDict
 from vmae_jax import chips
 from vmae_jax.chips import Chip
 from vmae_jax.config import ConfigError
-from vmae_jax.systems import videomae
+from vmae_jax.systems import classify, distill, videomae
 from vmae_jax.systems.base import System
 
-BUILDERS = {"videomae": videomae.build}
+BUILDERS = {
+    "videomae": videomae.build,
+    "classify": classify.build,
+    "distill": distill.build,
+}
 
 
 def build(config: ConfigDict, chip: Chip | None = None) -> System:

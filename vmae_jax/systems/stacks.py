@@ -1,4 +1,4 @@
-"""From config fields to stacks of blocks, and to the encoder of whole clips, for systems on ViTs."""
+"""From config fields to stacks of blocks, and to the encoder of whole clips, for ViT systems."""
 
 import math
 from collections.abc import Callable
