@@ -125,7 +125,7 @@ def test_a_moved_mixture_is_the_same_one(root):
         ('[a]\nmanifest = "a/list.txt"\nweight = true', "weight must be a positive number"),
         ('[a]\nmanifest = "a/list.txt"\nweight = 0.1', "takes none of its 4 videos"),
         ('[a]\nmanifest = "a/list.txt"\nstride = 1.5', "stride must be a positive integer"),
-        ('[a]\nmanifest = "a/list.txt"\nsampling = "x"', "sampling must be one of dense, segm"),
+        ('[a]\nmanifest = "a/list.txt"\nsampling = "x"', "sampling must be one of dense, wind"),
         ('[a]\nmanifest = "a/list.txt"\nstyle = "x"', "style must be one of auto, csv"),
         ('[a]\nmanifest = "a/list.txt"\nframe_templates = ["x"]', "frame_templates must be a list"),
         ('[a]\nmanifest = "mixture.toml"', "a mixture cannot be a part"),

@@ -542,9 +542,9 @@ def slow_messages(monkeypatch):
     make_real_iterator = pipeline_module._make_iterator
 
     class SlowIterator:
-        def __init__(self, load, chosen, chunk):
+        def __init__(self, load, chosen, *sizes):
             guard.enter(load.folder, 0, clip_timeout_s=60)
-            self._real = make_real_iterator(load, dataclasses.replace(chosen, workers=0), chunk)
+            self._real = make_real_iterator(load, dataclasses.replace(chosen, workers=0), *sizes)
 
         def __next__(self):
             time.sleep(pauses.pop(0) if pauses else 0.0)
