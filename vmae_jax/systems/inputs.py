@@ -28,7 +28,13 @@ def clips(config: ConfigDict, batch: Batch, mirrored: jax.Array | None = None) -
     """The clips as uint8 [B, T, H, W, C], cut out here where the host left that open."""
     if "video" in batch:
         return mirror(batch["video"], mirrored)
-    return resized_crops(batch["source"], batch["box"], size=config.data.size, mirrored=mirrored)
+    return resized_crops(
+        batch["source"],
+        batch["box"],
+        size=config.data.size,
+        resample=config.data.filter,
+        mirrored=mirrored,
+    )
 
 
 def drawn_flips(config: ConfigDict, keys: jax.Array) -> jax.Array | None:
