@@ -63,6 +63,32 @@ def count_videos(config: ConfigDict) -> int:
     return sum(share.draws for share in pipeline_options(config).open_source().shares)
 
 
+def with_classes(config: ConfigDict) -> ConfigDict:
+    """The config with number and names of the classes read off the data, where it leaves them open.
+
+    Raises:
+      ConfigError: the data has no labels, or more classes than the recipe.
+    """
+    if "num_classes" not in config.model:
+        return config
+    source, wanted = pipeline_options(config).open_source(), config.model.num_classes
+    found = source.num_classes
+    if not found:
+        raise config_lib.ConfigError(
+            f"{config.data.manifest} has no labels, which {config.system!r} learns from; "
+            "docs/data.md says how to write them"
+        )
+    if wanted and found > wanted:
+        raise config_lib.ConfigError(
+            f"{config.data.manifest} has {found} classes, config.model.num_classes is {wanted}; "
+            "set it to 0 to take the number from the data"
+        )
+    config = config.copy_and_resolve_references()
+    config.model.num_classes = wanted or found
+    config.model.class_names = config.model.class_names or tuple(source.class_names)
+    return config
+
+
 def open_pipeline(config: ConfigDict, *, start_step: int) -> ClipPipeline:
     """This process's share of the clips, beginning with the batch of `start_step`."""
     return ClipPipeline(
@@ -96,6 +122,8 @@ def make_run(config: ConfigDict, plan: config_lib.Plan) -> Run:
             betas=config.optim.betas,
             eps=config.optim.eps,
             weight_decay=config.optim.weight_decay,
+            layer_decay=config.optim.layer_decay,
+            depth=config.model.encoder.depth,
         ),
         options=StepOptions(
             clip_norm=config.optim.clip_norm,
@@ -104,6 +132,7 @@ def make_run(config: ConfigDict, plan: config_lib.Plan) -> Run:
         ),
         seed=config.seed,
         fsdp=config.mesh.fsdp,
+        eval_every=config.eval.every,
         max_skipped_in_a_row=config.optim.max_skipped_in_a_row,
         config=config.to_dict(),
         **{
@@ -131,6 +160,31 @@ def initial_weights(config: ConfigDict) -> Callable[[Any], Any] | None:
         return load_weights(path, config, abstract, policy=starting_policy(abstract))
 
     return load
+
+
+def frozen_weights(config: ConfigDict) -> Callable[[Any], Any] | None:
+    """How to get what a system needs and never trains: the teacher's weights; None: there is none.
+
+    Raises:
+      ConfigError: there is a teacher, but no weights are named.
+    """
+    if "teacher" not in config:
+        return None
+    if not config.teacher.weights:
+        raise config_lib.ConfigError(
+            "config.teacher.weights is empty: name a fine-tuned classifier (docs/weights.md)"
+        )
+    described = teacher_config(config)
+    return lambda abstract: load_weights(config.teacher.weights, described, abstract)
+
+
+def teacher_config(config: ConfigDict) -> ConfigDict:
+    """The recipe's config with the teacher as its model, for reading the teacher's weights."""
+    config = config.copy_and_resolve_references().unlock()
+    config.model.update(
+        {name: value for name, value in config.teacher.items() if name in config.model}
+    )
+    return config
 
 
 def load_weights(

@@ -69,6 +69,7 @@ def run(config: ConfigDict, workdir: str) -> Outcome:
             "hosts see (docs/scaling.md)"
         )
     config_lib.validate(config)
+    config = assemble.with_classes(config)
     system = systems.build(config)
     num_videos = assemble.count_videos(config)
     plan = config_lib.plan(config, num_videos)
@@ -81,6 +82,7 @@ def run(config: ConfigDict, workdir: str) -> Outcome:
         lambda step: assemble.open_pipeline(config, start_step=step),
         ClipPipeline.check_state,
         assemble.initial_weights(config),
+        assemble.frozen_weights(config),
     )
 
 

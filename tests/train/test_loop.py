@@ -93,6 +93,7 @@ def run_of(steps, **changes):
         seed=0,
         fsdp=1,
         log_every=4,
+        eval_every=0,
         picture_every=0,
         checkpoint_every=100,
         keep_last=2,

@@ -167,6 +167,7 @@ def finetune_defaults() -> ConfigDict:
     """
     config = _defaults("classify")
     config.model.num_classes = 0  # 0: as many as the labels of the data have
+    config.model.class_names = ()  # by label; (): those of the data, if it has names
     config.model.pooling = "mean"  # mean (of all tokens, then a norm) | first (norm, then token 0)
     config.model.head_dropout = 0.0
     config.model.head_scale = 0.001  # factor on the head's initial kernel

@@ -116,10 +116,20 @@ def compute_copy(params: Params, dtype: str) -> Params:
     outside of stacks are gathered here; those of a stack, layer by layer, where it runs.
     """
 
-    def cast(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        names = [getattr(part, "key", None) for part in path]
-        if names[-1] != "kernel":
-            return leaf
-        return leaf.astype(dtype) if "blocks" in names else gathered(leaf.astype(dtype))
+    def gather(names: list[str], leaf: jax.Array) -> jax.Array:
+        return leaf if "blocks" in names else gathered(leaf)
 
-    return jax.tree_util.tree_map_with_path(cast, params)
+    return _map_kernels(lambda names, leaf: gather(names, leaf.astype(dtype)), params)
+
+
+def frozen_copy(params: Params, dtype: str) -> Params:
+    """Casts the matrices of a tree that is never trained to the dtype it is computed in."""
+    return _map_kernels(lambda _, leaf: leaf.astype(dtype), params)
+
+
+def _map_kernels(change: Callable[[list[str], jax.Array], jax.Array], params: Params) -> Params:
+    def visit(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        names = [getattr(part, "key", None) for part in path]
+        return change(names, leaf) if names[-1] == "kernel" else leaf
+
+    return jax.tree_util.tree_map_with_path(visit, params)

@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vmae_jax.errors import UserError
-from vmae_jax.systems.base import System
+from vmae_jax.systems.base import System, frozen_copy
 from vmae_jax.train import agreement
 from vmae_jax.train import metrics as metrics_lib
 from vmae_jax.train.checkpoints import CheckpointError, Checkpoints
@@ -86,7 +86,7 @@ class Run:
       seed: of parameters, masks and everything drawn on the device.
       fsdp: devices that share one copy of the parameters, at most.
       log_every, checkpoint_every: in steps, at least 1.
-      picture_every: in steps; 0: never.
+      picture_every, eval_every: in steps; 0: never.
       keep_last: number of newest checkpoints kept.
       keep_every: also keep those whose step is a multiple; 0: none.
       max_skipped_in_a_row: non-finite updates before the run stops; looked at when logging.
@@ -105,6 +105,7 @@ class Run:
     fsdp: int
     log_every: int
     picture_every: int
+    eval_every: int
     checkpoint_every: int
     keep_last: int
     keep_every: int
@@ -133,6 +134,7 @@ class Trainer:
         workdir: str,
         *,
         draw: Callable[[Any, Mapping[str, jax.Array], jax.Array], np.ndarray] | None = None,
+        evaluate: Callable[[Any], Mapping[str, float]] | None = None,
     ) -> None:
         """Takes the method, its schedule and limits, and the run's folder.
 
@@ -141,8 +143,11 @@ class Trainer:
           run: schedule, intervals and limits.
           workdir: folder of the run; exists.
           draw: (params, batch, key) -> picture, uint8 [H, W, 3], or None.
+          evaluate: params -> figures, the same on all processes, which call it together; or None.
         """
-        self._system, self._run, self._workdir, self._draw = system, run, workdir, draw
+        self._system, self._run, self._workdir = system, run, workdir
+        self._draw, self._evaluate = draw, evaluate
+        self._began, self._evaluating_s = time.perf_counter(), 0.0
         self._mesh = make_mesh(run.fsdp)
         self._no_wishes = agreement.rows(self._mesh, (0, 0))
         self._last_step = min(run.stop_after or run.total_steps, run.total_steps)
@@ -152,6 +157,7 @@ class Trainer:
         open_pipeline: Callable[[int], Any],
         check_position: Callable[[dict[str, Any], dict[str, Any]], object],
         init_params: Callable[[Any], Any] | None = None,
+        load_frozen: Callable[[Any], Any] | None = None,
     ) -> Outcome:
         """Trains to the last step, resuming from the workdir's newest checkpoint if there is one.
 
@@ -160,6 +166,7 @@ class Trainer:
             with `state()`, `batch_videos` and `close()`.
           check_position: (saved, current) facts of the data order; raises if they disagree.
           init_params: abstract parameters -> weights to start from at step 0.
+          load_frozen: abstract frozen parameters -> their weights; None: random ones.
 
         Raises:
           NonFiniteError, CheckpointError, OtherProcessError and whatever the pipeline raises; the
@@ -178,7 +185,7 @@ class Trainer:
             if step >= self._last_step:
                 _log.info("Nothing to do: step %d of %d is saved.", step, self._last_step)
                 return Outcome(step, {}, "")
-            frozen = self._frozen()
+            frozen = self._frozen(load_frozen)
             with contextlib.closing(open_pipeline(step)) as pipeline:
                 if position is not None:
                     _check(check_position, position, pipeline.state())
@@ -225,13 +232,21 @@ class Trainer:
             path = pathlib.Path(self._workdir) / "config.json"
             path.write_text(json.dumps(self._run.config, indent=2, sort_keys=True) + "\n")
 
-    def _frozen(self) -> Any:
-        init_frozen = self._system.init_frozen
-        if init_frozen is None:
+    def _frozen(self, load: Callable[[Any], Any] | None) -> Any:
+        """What the system needs and never trains, sharded like parameters."""
+        init = self._system.init_frozen
+        if init is None:
             return None
         key = jax.random.key(self._run.seed)
-        layout = state_shardings(jax.eval_shape(init_frozen, key), self._mesh)
-        return jax.jit(init_frozen, out_shardings=layout)(key)
+        abstract = jax.eval_shape(init, key)
+        layout = state_shardings(abstract, self._mesh)
+        cast = functools.partial(frozen_copy, dtype=self._system.compute_dtype)
+        if load is None:
+            return jax.jit(lambda key: cast(init(key)), out_shardings=layout)(key)
+        placed = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, layout
+        )
+        return jax.jit(cast, out_shardings=layout, donate_argnums=0)(load(placed))
 
     def _loop(
         self,
@@ -311,6 +326,9 @@ class Trainer:
                 if run.picture_every and step % run.picture_every == 0:
                     self._picture(state, pictured, key, step, writer)
                     throughput.restart()
+                if self._evaluate and run.eval_every and step % run.eval_every == 0:
+                    writer.write(step, self._figures(state))
+                    throughput.restart()
                 if step % run.checkpoint_every == 0:
                     save()
             if interval.steps:
@@ -340,7 +358,7 @@ class Trainer:
     def _acts_after(self, step: int) -> bool:
         """Whether something is done with the results of a step, other than to take the next."""
         run = self._run
-        intervals = (run.log_every, run.picture_every, run.checkpoint_every)
+        intervals = (run.log_every, run.picture_every, run.eval_every, run.checkpoint_every)
         return step == self._last_step or any(n and step % n == 0 for n in intervals)
 
     def _batch(self, delivery: Delivery | None, *, failed: bool) -> dict[str, jax.Array]:
@@ -410,6 +428,16 @@ class Trainer:
         if self._draw is None:
             return
         writer.picture("reconstruction", self._draw(state.params, clips, key), step)
+
+    def _figures(self, state: TrainState) -> dict[str, float]:
+        """How good the parameters are (their average, if one is kept), and what asking cost."""
+        jax.block_until_ready(state.params)
+        begin = time.perf_counter()
+        figures = self._evaluate(state.params if state.ema is None else state.ema)
+        now = time.perf_counter()
+        self._evaluating_s += now - begin
+        share = self._evaluating_s / (now - self._began)
+        return {**figures, "eval_s": now - begin, "eval_share": share}
 
 
 def check_batch(system: System, arrays: Mapping[str, Any]) -> None:

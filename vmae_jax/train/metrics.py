@@ -88,7 +88,8 @@ class Writer:
             self._events.add(step, [summary.scalar(name, value) for name, value in row.items()])
         if self._wandb is not None:
             self._wandb.log(dict(row), step=step)
-        line = "  ".join(f"{k} {_short(row[k])}" for k in _LINE if k in row)
+        shown = [name for name in _LINE if name in row] or row  # figures of an evaluation: all
+        line = "  ".join(f"{name} {_short(row[name])}" for name in shown)
         if self._bar is not None:
             self._bar.set_postfix_str(line)
         else:

@@ -64,17 +64,38 @@ def layer_decay_scales(params: Any, depth: int, decay: float) -> Any:
 
 
 def adamw_direction(
-    *, betas: Sequence[float], eps: float, weight_decay: float
+    *,
+    betas: Sequence[float],
+    eps: float,
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    depth: int = 0,
 ) -> optax.GradientTransformation:
     """AdamW without its learning rate, which the step multiplies on from the schedule.
 
     A skipped (non-finite) update then leaves the moments and their count alone while the schedule
     goes on with the step number, as it does in the released engines.
+
+    Args:
+      betas, eps, weight_decay: of AdamW.
+      layer_decay: see `layer_decay_scales`; a layer's rate multiplies its weight decay too.
+      depth: blocks of the classifier, where `layer_decay` is not 1.
     """
-    return optax.chain(
+    steps = [
         optax.scale_by_adam(b1=betas[0], b2=betas[1], eps=eps),
         optax.add_decayed_weights(weight_decay, mask=weight_decay_mask),
-    )
+    ]
+    if layer_decay != 1.0:
+        steps.append(_scale_by_layer(depth, layer_decay))
+    return optax.chain(*steps)
+
+
+def _scale_by_layer(depth: int, decay: float) -> optax.GradientTransformation:
+    def scale(updates: Any, params: Any) -> Any:
+        scales = layer_decay_scales(params, depth, decay)
+        return jax.tree.map(jnp.multiply, updates, scales)
+
+    return optax.stateless(scale)
 
 
 def clip_factor(norm: jax.Array, max_norm: float) -> jax.Array:

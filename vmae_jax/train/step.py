@@ -1,6 +1,7 @@
 """The train step: loss, gradient, clipping, update, guard. One for all systems."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -58,7 +59,7 @@ def make_train_step(
     def summed_gradient(params: Any, frozen: Any, batch: Batch, keys: jax.Array):
         if options.accumulate == 1:
             return gradient(params, frozen, batch, keys)
-        parts = _micro_batches({**batch, "keys": keys}, options.accumulate)
+        parts = _micro_batches({**batch, "keys": keys}, options.accumulate, system.together)
         shapes = jax.eval_shape(
             lambda part: gradient(params, frozen, *_split_keys(part)),
             jax.tree.map(lambda x: x[0], parts),
@@ -134,17 +135,19 @@ def lower_step(
     return step.lower(state, frozen, batch, key)
 
 
-def _micro_batches(batch: dict[str, jax.Array], count: int) -> dict[str, jax.Array]:
+def _micro_batches(batch: dict[str, jax.Array], count: int, together: int) -> dict[str, jax.Array]:
     """Splits `[B, ...]` into `[count, B / count, ...]` without moving a row between devices.
 
     Micro-batch i takes every count-th row from row i: each device, which holds a contiguous block
-    of rows, keeps a part of its own block. Where one row of an array serves several clips, these
-    stay together.
+    of rows, keeps a part of its own block. Where one row of an array serves several clips, or the
+    system needs `together` adjacent clips in one micro-batch, these stay together.
     """
     rows = min(x.shape[0] for x in batch.values())
+    # `together` divides the clips of a micro-batch, so this divides the rows.
+    units = math.gcd(rows, batch["index"].shape[0] // together)
 
     def split(x: jax.Array) -> jax.Array:
-        parts = jnp.moveaxis(x.reshape(rows // count, count, -1, *x.shape[1:]), 1, 0)
+        parts = jnp.moveaxis(x.reshape(units // count, count, -1, *x.shape[1:]), 1, 0)
         parts = parts.reshape(count, x.shape[0] // count, *x.shape[1:])
         if not jax.sharding.get_abstract_mesh().empty:
             parts = jax.lax.with_sharding_constraint(parts, P(None, BATCH_AXES))
