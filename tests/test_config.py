@@ -37,9 +37,34 @@ PARAMETERS = {
 # Visible and predicted tokens: videomae.md 2 (0.9, 0.75), videomae_v2.md 2.1 and 2.2.
 TOKENS = {"videomae": (160, 1408), "v2": (160, 784), "v2_vitg": (208, 1024)}
 SMALL_SETS = ("videomae_b_ucf101", "videomae_b_hmdb51")
+PRETRAINING = [p.stem for p in CONFIGS if not p.stem.endswith(("_ft", "_distill"))]
+FINETUNING = [p.stem for p in CONFIGS if p.stem not in PRETRAINING]
+# Trunk with fc_norm (reference/videomae.md 1.8, videomae_v2.md 1.4); a head of K classes adds
+# K * (width + 1).
+TRUNKS = {
+    "s": (21_879_936, 384),
+    "b": (86_227_200, 768),
+    "l": (303_860_736, 1024),
+    "h": (631_607_040, 1280),
+    "g": (1_011_610_752, 1408),
+}
+CLASSES = {"k400": 400, "k600": 600, "k700": 700, "k710": 710, "ssv2": 174}
+CLASSES |= {"ucf101": 101, "hmdb51": 51}
 
 
-@pytest.mark.parametrize("name", [p.stem for p in CONFIGS])
+@pytest.mark.parametrize("name", FINETUNING)
+def test_classifier_traces_to_the_published_size(name):
+    config = assemble.with_classes(load(name))
+    config_lib.validate(config)
+    parts = name.replace("_vit", "_").split("_")
+    trunk, width = TRUNKS[parts[1]]
+    classes = CLASSES[parts[-2] if parts[-2] in CLASSES else parts[-3]]
+    shapes = jax.eval_shape(systems.build(config).init, jax.random.key(0))
+    found = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    assert found == trunk + classes * (width + 1)
+
+
+@pytest.mark.parametrize("name", PRETRAINING)
 def test_config_is_valid_and_traces_to_the_published_size(name):
     config = load(name)
     config_lib.validate(config)
@@ -59,7 +84,8 @@ def test_config_is_valid_and_traces_to_the_published_size(name):
 
 @pytest.mark.parametrize("name", [p.stem for p in CONFIGS])
 def test_full_size_loss_and_gradient_trace(name):
-    config = load(name)
+    config = assemble.with_classes(load(name))
+    config.train.batch_videos = 4 // config.data.repeats
     system = systems.build(config)
     batch = {
         field: jax.ShapeDtypeStruct((4 // spec.clips, *spec.shape), spec.dtype)
@@ -67,12 +93,14 @@ def test_full_size_loss_and_gradient_trace(name):
     }
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 4))
 
-    def loss(params, batch, keys):
-        batch = system.targets(None, batch, keys)
+    def loss(params, frozen, batch, keys):
+        batch = system.targets(frozen, batch, keys)
         return system.loss(params, batch, keys, True)[0].total
 
     params = jax.eval_shape(system.init, jax.random.key(0))
-    value, grads = jax.eval_shape(jax.value_and_grad(loss), params, batch, keys)
+    init_frozen = system.init_frozen or (lambda key: None)
+    frozen = jax.eval_shape(init_frozen, jax.random.key(0))
+    value, grads = jax.eval_shape(jax.value_and_grad(loss), params, frozen, batch, keys)
     assert value.shape == () and value.dtype == "float32"
     assert jax.tree.map(lambda x: (x.shape, x.dtype), grads) == jax.tree.map(
         lambda x: (x.shape, x.dtype), params
@@ -93,6 +121,8 @@ def test_smoke_shrinks_width_depth_batch_and_steps_and_nothing_else(name):
         "model/encoder/depth",
         "model/decoder/width",
         "model/decoder/depth",
+        "teacher/encoder/width",
+        "teacher/encoder/depth",
         "train/batch_videos",
         "train/steps",
         "train/log_every",
@@ -124,6 +154,9 @@ def _leaves(tree, prefix=""):
         ("v2_vith", 1_348_000, 658 * 300, 658 * 30, 8e-3),
         ("v2_vitg", 1_348_000, 658 * 300, 658 * 30, 4.8e-3),
         ("videomae_b_ucf101", 9_537, 49 * 3201, 49 * 40, 2.25e-4),
+        # reference/videomae.md 5.4: 5e-4 * 384 / 256; the two copies of a video are not counted.
+        ("videomae_b_k400_ft", 240_436, 626 * 75, 626 * 5, 7.5e-4),
+        ("v2_vitg_k710_ft", 658_340, 6857 * 35, 6857 * 5, 3.75e-4),
     ],
 )
 def test_plan_follows_the_released_rules(name, videos, steps, warmup, peak):

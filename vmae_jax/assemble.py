@@ -27,7 +27,7 @@ from vmae_jax.train.step import StepOptions
 _log = logging.getLogger(__name__)
 
 # Fields of config.data that the device or the loop uses, not the pipeline.
-NOT_THE_PIPELINES = ("flip", "mean", "std", "published_videos")
+NOT_THE_PIPELINES = ("flip", "mean", "std", "published_videos", "published_classes")
 
 
 _MOST_WORKERS = 64  # started without being asked for
@@ -66,10 +66,16 @@ def count_videos(config: ConfigDict) -> int:
 def with_classes(config: ConfigDict) -> ConfigDict:
     """The config with number and names of the classes read off the data, where it leaves them open.
 
+    Without data (to plan or time a step) they are as many as those of the published set.
+
     Raises:
       ConfigError: the data has no labels, or more classes than the recipe.
     """
     if "num_classes" not in config.model:
+        return config
+    if not config.data.manifest:
+        config = config.copy_and_resolve_references()
+        config.model.num_classes = config.model.num_classes or config.data.published_classes
         return config
     source, wanted = pipeline_options(config).open_source(), config.model.num_classes
     found = source.num_classes

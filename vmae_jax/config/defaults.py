@@ -53,6 +53,7 @@ def _defaults(system: str) -> ConfigDict:
         ("", "img_{number:05d}.jpg"),
     )
     config.data.published_videos = 0  # size of the published set; a different count is remarked on
+    config.data.published_classes = 0  # its classes, where a step is planned or timed without data
     config.data.frames = 16
     config.data.stride = 4
     config.data.stride_overrides = ()  # ((path regex, stride), ...)

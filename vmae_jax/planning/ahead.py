@@ -23,6 +23,7 @@ from vmae_jax.errors import UserError
 from vmae_jax.planning.hlo import Program
 from vmae_jax.systems.base import System
 from vmae_jax.train import agreement
+from vmae_jax.train.frozen import abstract_frozen
 from vmae_jax.train.loop import Run
 from vmae_jax.train.sharding import batch_sharding, state_shardings
 from vmae_jax.train.state import make_init
@@ -164,7 +165,8 @@ def compile_step(system: System, run: Run, mesh: Mesh, *, clips: int) -> Step:
         train_step = make_train_step(system, run.tx, run.schedule, run.options)
         lowered = lower_step(agreement.make_agreed_step(train_step), *arguments)
         leaves = jax.tree.leaves(state)
-        state_bytes = sum(_bytes_of_shard(leaf) for leaf in leaves)
+        kept = leaves + jax.tree.leaves(arguments[1])  # a teacher stays in memory, too
+        state_bytes = sum(_bytes_of_shard(leaf) for leaf in kept)
         begin = time.perf_counter()
         try:
             compiled = lowered.compile()
@@ -190,7 +192,7 @@ def _arguments(system: System, run: Run, mesh: Mesh, clips: int) -> tuple[Any, A
     key = jax.eval_shape(lambda: jax.random.key(0))
     init = make_init(system.init, run.tx, ema=bool(run.options.ema_decay))
     state = laid_out(init)
-    frozen = laid_out(system.init_frozen) if system.init_frozen else None
+    frozen = abstract_frozen(system, mesh)
     sharding = batch_sharding(mesh)
     shapes = {
         name: ((clips // spec.clips, *spec.shape), spec.dtype)

@@ -39,6 +39,7 @@ from vmae_jax.data.stages import STAGES
 from vmae_jax.systems.base import System
 from vmae_jax.train import metrics
 from vmae_jax.train.checkpoints import versions
+from vmae_jax.train.frozen import place_frozen
 from vmae_jax.train.sharding import batch_sharding, make_mesh, state_shardings
 from vmae_jax.train.state import make_init
 from vmae_jax.train.step import lower_step, make_train_step
@@ -104,15 +105,16 @@ def bench_step(config: ConfigDict, *, clips: int, steps: int, warmup: int) -> di
         key = jax.random.key(0)
         layout = state_shardings(jax.eval_shape(init, key), mesh)
         state = jax.jit(init, out_shardings=layout)(key)
+        frozen = place_frozen(system, mesh, key)
         batch = jax.device_put(_random_batch(system, clips, rng), batch_sharding(mesh))
         train_step = make_train_step(system, run.tx, run.schedule, run.options)
         begin = time.perf_counter()
-        compiled = lower_step(train_step, state, None, batch, key).compile()
+        compiled = lower_step(train_step, state, frozen, batch, key).compile()
         compile_s = time.perf_counter() - begin
         seconds = []
         for i in range(warmup + steps):
             begin = time.perf_counter()
-            state, values = compiled(state, None, batch, key)
+            state, values = compiled(state, frozen, batch, key)
             jax.block_until_ready(values)
             if i >= warmup:
                 seconds.append(time.perf_counter() - begin)
@@ -137,6 +139,8 @@ def _random_batch(system: System, clips: int, rng: np.random.Generator) -> dict[
     for name, spec in system.batch_spec.items():
         if name == "index":
             batch[name] = np.arange(clips, dtype=spec.dtype)
+        elif name == "label":
+            batch[name] = np.zeros(clips, spec.dtype)
         elif name == "box":
             whole = [0, 0, *system.batch_spec["source"].shape[1:3]]
             batch[name] = np.tile(np.array(whole, spec.dtype), (clips, 1))
@@ -218,11 +222,11 @@ def load_config(argument: str) -> ConfigDict:
 
 
 def _step_row(args: argparse.Namespace) -> dict[str, Any]:
-    config = load_config(args.config).unlock()
+    config = assemble.with_classes(load_config(args.config)).unlock()
     config.train.batch_videos, config.data.repeats = args.clips, 1
     config.model.dtype = args.dtype or config.model.dtype
-    for i, stack in enumerate(("encoder", "decoder")):
-        part = config.model[stack]
+    stacks = [part for part in config.model.values() if isinstance(part, ConfigDict)]
+    for i, part in enumerate(stacks):
         # One name for both stacks, or two with a slash between.
         part.attention = (args.attention or part.attention).split("/")[-i:][0]
         part.remat = args.remat or part.remat
@@ -238,7 +242,7 @@ def _step_row(args: argparse.Namespace) -> dict[str, Any]:
         "dtype": config.model.dtype,
         **systems.build(config).choices,
         "remat": config.model.encoder.remat,
-        "decoder_mask": "/".join(map(str, config.masking.decoder)),
+        "decoder_mask": "/".join(map(str, config.masking.decoder)) if "masking" in config else "",
     }
     return settings | row
 

@@ -373,9 +373,10 @@ def _plans(asked: flags.FlagValues) -> list[dict[str, Any]]:
     ahead.prepare(int(count) if family == "cpu" and count.isdigit() else 1)
     topology = ahead.parse_topology(asked.topology)
     config_lib.validate(asked.config)
+    config = assemble.with_classes(asked.config)
     if not asked.search:
         facts = plan(
-            asked.config,
+            config,
             topology,
             clips_per_chip=asked.clips_per_chip,
             efficiency=asked.efficiency,
@@ -383,11 +384,11 @@ def _plans(asked: flags.FlagValues) -> list[dict[str, Any]]:
         print(table(facts))
         return [facts]
     found = search(
-        asked.config,
+        config,
         topology,
         clips_per_chip=[int(clips) for clips in asked.try_clips],
         remat=asked.try_remat,
-        fsdp=[int(degree) for degree in asked.try_fsdp] or [asked.config.mesh.fsdp],
+        fsdp=[int(degree) for degree in asked.try_fsdp] or [config.mesh.fsdp],
         efficiency=asked.efficiency,
     )
     if not found:

@@ -21,11 +21,12 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vmae_jax.errors import UserError
-from vmae_jax.systems.base import System, frozen_copy
+from vmae_jax.systems.base import System
 from vmae_jax.train import agreement
 from vmae_jax.train import metrics as metrics_lib
 from vmae_jax.train.checkpoints import CheckpointError, Checkpoints
 from vmae_jax.train.feed import Delivery, DeviceFeed
+from vmae_jax.train.frozen import place_frozen
 from vmae_jax.train.sharding import batch_sharding, make_mesh, state_shardings
 from vmae_jax.train.state import TrainState, make_init
 from vmae_jax.train.step import StepOptions, lower_step, make_train_step
@@ -185,7 +186,7 @@ class Trainer:
             if step >= self._last_step:
                 _log.info("Nothing to do: step %d of %d is saved.", step, self._last_step)
                 return Outcome(step, {}, "")
-            frozen = self._frozen(load_frozen)
+            frozen = place_frozen(self._system, self._mesh, jax.random.key(run.seed), load_frozen)
             with contextlib.closing(open_pipeline(step)) as pipeline:
                 if position is not None:
                     _check(check_position, position, pipeline.state())
@@ -231,22 +232,6 @@ class Trainer:
         if jax.process_index() == 0:
             path = pathlib.Path(self._workdir) / "config.json"
             path.write_text(json.dumps(self._run.config, indent=2, sort_keys=True) + "\n")
-
-    def _frozen(self, load: Callable[[Any], Any] | None) -> Any:
-        """What the system needs and never trains, sharded like parameters."""
-        init = self._system.init_frozen
-        if init is None:
-            return None
-        key = jax.random.key(self._run.seed)
-        abstract = jax.eval_shape(init, key)
-        layout = state_shardings(abstract, self._mesh)
-        cast = functools.partial(frozen_copy, dtype=self._system.compute_dtype)
-        if load is None:
-            return jax.jit(lambda key: cast(init(key)), out_shardings=layout)(key)
-        placed = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, layout
-        )
-        return jax.jit(cast, out_shardings=layout, donate_argnums=0)(load(placed))
 
     def _loop(
         self,
