@@ -7,6 +7,7 @@ pytest tests/parity --golden=DIR           any folder of cases; -k selects by na
 from functools import partial
 
 import pytest
+import transformers_cases
 import videomae_cases
 from golden import Case, Comparison
 
@@ -19,7 +20,15 @@ VIDEOMAE = {
     "param_groups_pretrain": partial(videomae_cases.param_groups, stage="pretrain"),
     "param_groups_finetune": partial(videomae_cases.param_groups, stage="finetune"),
 }
-RUNNERS = {"videomae": VIDEOMAE, "videomae_v2": VIDEOMAE}
+TRANSFORMERS = {
+    "pretrain": transformers_cases.pretrain,
+    "finetune": transformers_cases.classification,
+}
+RUNNERS = {
+    "videomae": VIDEOMAE,
+    "videomae_v2": VIDEOMAE,
+    "videomae (Hugging Face layout)": TRANSFORMERS,
+}
 
 
 def test_matches_reference(golden_test, record_property):

@@ -19,11 +19,25 @@ from vmae_jax.variants import StackSpec
 
 
 class Decoder(nnx.Module):
-    """Blocks over [visible; targets]; norm and head on the targets alone."""
+    """Blocks over [visible; targets]; norm and head on the targets alone.
 
-    def __init__(self, spec: StackSpec, options: StackOptions, *, values: int, rngs: nnx.Rngs):
+    Args:
+      norm_eps: epsilon of the norm before the head; None: that of the blocks. transformers' port
+        has its own.
+    """
+
+    def __init__(
+        self,
+        spec: StackSpec,
+        options: StackOptions,
+        *,
+        values: int,
+        norm_eps: float | None = None,
+        rngs: nnx.Rngs,
+    ):
         self.blocks = build_stack(spec, options, rngs=rngs)
-        self.norm = LayerNorm(spec.width, eps=options.eps, dtype=options.dtype)
+        norm_eps = options.eps if norm_eps is None else norm_eps
+        self.norm = LayerNorm(spec.width, eps=norm_eps, dtype=options.dtype)
         self.head = Linear(
             spec.width,
             values,
@@ -50,6 +64,7 @@ class MaskedAutoencoder(nnx.Module):
       target_values: numbers predicted for a token; None: P.
       encoder_options, decoder_options: how their blocks are built and run; the decoder's default
         to the encoder's.
+      decoder_norm_eps: see `Decoder`.
 
     Source: VideoMAE (arXiv:2203.12602), VideoMAE V2 (arXiv:2303.16727) and their released models.
     """
@@ -63,6 +78,7 @@ class MaskedAutoencoder(nnx.Module):
         target_values: int | None = None,
         encoder_options: StackOptions,
         decoder_options: StackOptions | None = None,
+        decoder_norm_eps: float | None = None,
         rngs: nnx.Rngs,
     ):
         decoder_options = decoder_options or encoder_options
@@ -78,7 +94,9 @@ class MaskedAutoencoder(nnx.Module):
         )
         self.mask_token = nnx.Param(init.mask_token(rngs.params(), (decoder.width,)))
         target_values = values if target_values is None else target_values
-        self.decoder = Decoder(decoder, decoder_options, values=target_values, rngs=rngs)
+        self.decoder = Decoder(
+            decoder, decoder_options, values=target_values, norm_eps=decoder_norm_eps, rngs=rngs
+        )
         self.decoder_width = decoder.width
 
     def __call__(

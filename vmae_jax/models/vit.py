@@ -131,6 +131,7 @@ class Classifier(nnx.Module):
       num_classes: 0 for no head: pooled features are returned.
       init_scale: factor on the head's initial kernel.
       head_dropout: rate of the dropout before the head.
+      pooled_eps: epsilon of `fc_norm`; None: that of the blocks. transformers' port has its own.
 
     Source: VideoMAE's and VideoMAE V2's released fine-tuning models.
     """
@@ -145,6 +146,7 @@ class Classifier(nnx.Module):
         pooling: str = "mean",
         init_scale: float = 0.001,
         head_dropout: float = 0.0,
+        pooled_eps: float | None = None,
         learned_positions: int | None = None,
         rngs: nnx.Rngs,
     ):
@@ -161,7 +163,8 @@ class Classifier(nnx.Module):
             rngs=rngs,
         )
         if pooling == "mean":
-            self.fc_norm = LayerNorm(spec.width, eps=options.eps, dtype=options.dtype)
+            pooled_eps = options.eps if pooled_eps is None else pooled_eps
+            self.fc_norm = LayerNorm(spec.width, eps=pooled_eps, dtype=options.dtype)
         self.has_head = num_classes > 0
         if self.has_head:
             self.head = Linear(
