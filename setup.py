@@ -32,6 +32,7 @@ REQUIRED = [
     "av>=18.1",  # 19 asks for Python 3.12
     "chex>=0.1.90",
     "einops>=0.8.1",
+    "flatbuffers>=24.3",  # jax.export writes its programs with it and does not require it
     "flax>=0.12.8,<0.13",
     "fsspec>=2025.3",
     "grain>=0.2.18",

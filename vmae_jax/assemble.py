@@ -1,27 +1,32 @@
 """From a config to live parts: pipeline, starting weights, run. Used by main and the tools."""
 
 import dataclasses
+import json
 import logging
 import os
+import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from vmae_jax import config as config_lib
 from vmae_jax import systems
 from vmae_jax.convert import sources
+from vmae_jax.convert.architecture import config_of
 from vmae_jax.convert.engine import ConversionError, flatten, unflatten
 from vmae_jax.convert.fit import EXACT, Fitted, Policy, fit, starting_policy
 from vmae_jax.convert.sources import Source
 from vmae_jax.data.pipeline import ClipPipeline, PipelineOptions
-from vmae_jax.ops.patches import grid_of
+from vmae_jax.systems.base import System
 from vmae_jax.train import optim
 from vmae_jax.train.checkpoints import read_params
 from vmae_jax.train.loop import Run
 from vmae_jax.train.schedules import warmup_cosine
+from vmae_jax.train.sharding import state_shardings
 from vmae_jax.train.step import StepOptions
 
 _log = logging.getLogger(__name__)
@@ -149,6 +154,96 @@ def make_run(config: ConfigDict, plan: config_lib.Plan) -> Run:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A trained model, ready for use.
+
+    Attributes:
+      config: its recipe, with `data.resize="host"`: its functions take finished clips.
+      system: its functions.
+      params: its parameters, on the devices.
+      sha256: of the weights; see `convert.sources.Source`.
+      class_names: names of a classifier's classes, in their order; () where nobody knows them.
+    """
+
+    config: ConfigDict
+    system: System
+    params: Any
+    sha256: str
+    class_names: tuple[str, ...]
+
+
+def open_model(weights: str, config_file: str | None = None, **overrides: Any) -> Model:
+    """Opens weights for use: all that the recipe asks for must be there, and nothing else.
+
+    Args:
+      weights: see `read_weights`.
+      config_file: a config.json; None: the one beside the weights, or what can be inferred.
+      overrides: other values of config fields, by dotted path: `**{"data.frames": 32}`.
+
+    Returns:
+      the model, its parameters in the layout of the mesh that is set, or on one device.
+
+    Raises:
+      UserError: of whatever kind; says what to put right.
+    """
+    source = read_weights(weights)
+    _log.info("Weights:\n%s", source.describe())
+    config = recipe_of(source, config_file, {**overrides, "data.resize": "host"})
+    system = systems.build(config)
+    template = jax.eval_shape(system.init, jax.random.key(0))
+    fitted = fit_weights(source, config, template)
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        layout = jax.tree.map(lambda _: here, template)
+    else:
+        layout = state_shardings(template, mesh)
+    wanted = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), template, layout
+    )
+    params = unflatten(_placed(fitted.arrays, flatten(wanted)))
+    names = tuple(config.model.class_names) if "class_names" in config.model else ()
+    return Model(config, system, params, source.sha256, names)
+
+
+def recipe_of(
+    source: Source, config_file: str | None = None, overrides: Mapping[str, Any] | None = None
+) -> ConfigDict:
+    """The recipe of weights: of a file, else theirs, else what can be inferred.
+
+    Args:
+      source: the weights.
+      config_file: a config.json.
+      overrides: other values of config fields, by dotted path.
+
+    Raises:
+      ConfigError: a file that is none, unknown fields, or a recipe that cannot be run.
+    """
+    if config_file is None:
+        config = config_of(source)
+    else:
+        try:
+            text = pathlib.Path(config_file).read_text(encoding="utf-8")
+            config = config_lib.from_mapping(json.loads(text))
+        except (OSError, ValueError) as error:
+            raise config_lib.ConfigError(f"{config_file} is no config: {error}") from error
+    config = config.copy_and_resolve_references().lock()
+    # Zero stands for the number that the data has, which is not looked at here.
+    if "num_classes" in config.model and not config.model.num_classes:
+        config.model.num_classes = len(source.arrays.get("head/bias", ()))
+    try:
+        config.update_from_flattened_dict(dict(overrides or {}))
+    except (KeyError, TypeError, ValueError) as error:
+        raise config_lib.ConfigError(f"a field that was to be overridden: {error}") from error
+    names = config.model.class_names if "class_names" in config.model else ()
+    if names and len(names) != config.model.num_classes:
+        raise config_lib.ConfigError(
+            f"{len(names)} names of classes for a head with {config.model.num_classes} of them"
+        )
+    return config
+
+
 def initial_weights(config: ConfigDict) -> Callable[[Any], Any] | None:
     """How to get the weights that `config.init_from` names; None where it names none.
 
@@ -212,12 +307,7 @@ def load_weights(
     fitted = fit_weights(source, config, abstract_params, policy=policy)
     _log.info("%s", fitted.report)
     wanted = flatten(abstract_params)
-    placed = {
-        name: jax.make_array_from_callback(
-            array.shape, wanted[name].sharding, lambda index, array=array: array[index]
-        )
-        for name, array in fitted.arrays.items()
-    }
+    placed = _placed(fitted.arrays, wanted)
     if fresh := {name: wanted[name].sharding for name in fitted.report.fresh}:
         init = systems.build(config).init
 
@@ -226,7 +316,7 @@ def load_weights(
             return {name: params[name] for name in fresh}
 
         placed |= jax.jit(initial, out_shardings=fresh)(jax.random.key(config.seed))
-    return jax.tree.map(lambda name: placed[name], unflatten({name: name for name in wanted}))
+    return unflatten({name: placed[name] for name in wanted})
 
 
 def read_weights(path: str) -> Source:
@@ -262,8 +352,24 @@ def fit_weights(
                 f"{source.path} was made for {field}={found}, the config has "
                 f"model.{field}={config.model[field]}"
             )
-    height, width = config.data.size
-    grid = grid_of(
-        frames=config.data.frames, height=height, width=width, tubelet=config.model.tubelet
+    theirs = config_lib.clip_grid(config_of(source)) if "system" in source.config else None
+    return fit(
+        source.arrays,
+        source.report,
+        template,
+        policy=policy,
+        grid=config_lib.clip_grid(config),
+        source_grid=theirs,
     )
-    return fit(source.arrays, source.report, template, policy=policy, grid=grid)
+
+
+def _placed(arrays: Mapping[str, np.ndarray], wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Arrays in the dtypes and layouts of `wanted`; a process takes its devices' parts of them."""
+    return {
+        name: jax.make_array_from_callback(
+            array.shape,
+            wanted[name].sharding,
+            lambda index, array=array, dtype=wanted[name].dtype: array[index].astype(dtype),
+        )
+        for name, array in arrays.items()
+    }

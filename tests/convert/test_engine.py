@@ -11,6 +11,7 @@ from vmae_jax.convert.engine import (
     unflatten,
 )
 from vmae_jax.convert.fit import CLASSIFIER, EXACT, PRETRAINING, fit, starting_policy
+from vmae_jax.convert.positions import resize_positions
 from vmae_jax.convert.videomae import (
     finetune_table,
     pretrain_table,
@@ -261,6 +262,25 @@ def test_half_a_pretraining_network_is_no_start(source):
         fit(arrays, to_ours({}, TABLE)[1], pretrainer().shapes, policy=PRETRAINING)
 
 
+def test_learned_positions_of_another_grid_are_interpolated():
+    table = np.random.default_rng(0).normal(size=(2 * 3 * 3, 8)).astype(np.float32)
+    arrays = flatten(random_params(classifier(learned_positions=18).shapes))
+    arrays["encoder/pos_embed"] = table
+    report = to_ours({}, TABLE)[1]
+    shapes = classifier(learned_positions=32).shapes
+    fitted = fit(arrays, report, shapes, grid=(2, 4, 4))  # as many slots, square: as released
+    np.testing.assert_array_equal(
+        fitted.arrays["encoder/pos_embed"], resize_positions(table, (2, 3, 3), (2, 4, 4))
+    )
+    assert "interpolated from a grid (2, 3, 3) to (2, 4, 4)" in str(fitted.report)
+    fitted = fit(arrays, report, shapes, grid=(2, 4, 4), source_grid=(1, 6, 3))
+    np.testing.assert_array_equal(
+        fitted.arrays["encoder/pos_embed"], resize_positions(table, (1, 6, 3), (2, 4, 4))
+    )
+    with pytest.raises(ConversionError, match="18 positions are not 4 slots of a square"):
+        fit(arrays, report, classifier(learned_positions=16).shapes, grid=(4, 2, 2))
+
+
 def test_names_are_located_in_our_tree():
     assert locate("mask_token", TABLE) == ("mask_token", None)
     assert locate("module.decoder.blocks.1.mlp.fc2.bias", TABLE) == (
@@ -274,3 +294,8 @@ def test_names_are_located_in_our_tree():
 def test_trees_of_another_kind_are_not_exported():
     with pytest.raises(ConversionError, match="fc_norm"):
         to_theirs(random_params(classifier().shapes), TABLE)
+
+
+def test_arrays_lie_as_safetensors_writes_them(source):
+    arrays, _ = to_ours(source, TABLE)
+    assert [path for path, array in arrays.items() if not array.flags.c_contiguous] == []

@@ -169,7 +169,6 @@ def test_a_released_checkpoint_with_its_optimizer_and_options(tmp_path):
     _torch("torch.save([torch.ones(2)], sys.argv[1])", tmp_path / "c.pth")
     with pytest.raises(ConversionError, match="holds a list where names and tensors"):
         sources.read(tmp_path / "c.pth")
-    assert "torch" not in sys.modules
 
 
 def _torch(code, *arguments):

@@ -296,4 +296,4 @@ def _stacked(path, stack, problems) -> np.ndarray | None:
     if odd:
         problems.append(f"{listed(odd)}: of another shape than block 0, {blocks[0].shape}")
         return None
-    return np.stack(blocks).astype(np.float32, copy=False)
+    return np.ascontiguousarray(np.stack(blocks), np.float32)

@@ -104,14 +104,15 @@ def fit(
             dropped[path] = fresh[path] = reason
         elif path.endswith("pos_embed") and grid and array.shape[1:] == wanted[path][1:]:
             try:
-                origin = source_grid or _guess_grid(array.shape[0], grid)
+                origin = source_grid or _square_grid(array.shape[0], slots=grid[0])
                 fitted[path] = resize_positions(array, origin, grid)
+                notes.append(f"{path} was interpolated from a grid {origin} to {tuple(grid)}")
             except ValueError as error:
                 problems.append(f"{path}: {error}")
-            else:
-                notes.append(f"{path} was interpolated from a grid {origin} to {tuple(grid)}")
         else:
             problems.append(f"{path}: {array.shape} in the source, {wanted[path]} in the model")
+    if grid and not any(path.endswith("pos_embed") for path in wanted):
+        notes.append(f"positions are a fixed sinusoid, which the model computes for {tuple(grid)}")
     for path in wanted.keys() - arrays.keys():
         if reason := reason_for(path, policy.fresh):
             fresh[path] = reason
@@ -136,14 +137,15 @@ def _updated(report: Report, dropped, fresh, notes) -> Report:
     return Report(mapped, ignored, dict(sorted(fresh.items())), tuple(notes))
 
 
-def _guess_grid(tokens: int, grid: Grid) -> Grid:
-    side = math.isqrt(tokens // grid[0])
-    if grid[0] * side * side != tokens:
+def _square_grid(tokens: int, *, slots: int) -> Grid:
+    """The grid that the released scripts take for granted."""
+    side = math.isqrt(tokens // slots)
+    if slots * side * side != tokens:
         raise ValueError(
-            f"{tokens} positions are not {grid[0]} slots of a square picture; give the source "
-            "with its config, which tells its grid"
+            f"{tokens} positions are not {slots} slots of a square picture, and no config beside "
+            "the weights tells their grid"
         )
-    return grid[0], side, side
+    return slots, side, side
 
 
 def _summary(problems: list[str], limit: int = 20) -> list[str]:

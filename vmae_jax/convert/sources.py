@@ -44,6 +44,7 @@ class Source:
       tubelet: (frames, rows, columns) of a patch; None: only the config tells.
       channels: of the video; None: only the config tells.
       config: content of the config.json beside them, {} where there is none.
+      processor: content of transformers' preprocessor_config.json, likewise.
     """
 
     path: str
@@ -56,6 +57,7 @@ class Source:
     tubelet: Tubelet | None = None
     channels: int | None = None
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    processor: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def pretraining(self) -> bool:
@@ -87,39 +89,39 @@ def read(path: str | pathlib.Path) -> Source:
     files = _files_of(path) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise ConversionError(f"no weights at {path}")
-    beside = path if path.is_dir() else path.parent if path.stem == "model" else None
-    config = _json(beside / "config.json") if beside and (beside / "config.json").exists() else {}
-    if files[0].suffix in TORCH_SUFFIXES:
-        arrays, left_out, metadata = *_read_torch(files[0]), {}
-    elif files[0].suffix == ".safetensors":
-        arrays, metadata = _read_safetensors(files)
-        left_out = {}
-    else:
+    torch = files[0].suffix in TORCH_SUFFIXES
+    if not torch and files[0].suffix != ".safetensors":
         good = ", ".join((".safetensors", *TORCH_SUFFIXES))
         raise ConversionError(f"{path} is no weights file; their names end in one of {good}")
-    digest = _sha256(files)
-    kind = "PyTorch" if files[0].suffix in TORCH_SUFFIXES else "safetensors"
-    kind += " folder" if path.is_dir() else " file"
+    arrays, ignored, metadata = _read_torch(files[0]) if torch else _read_safetensors(files)
+    # What lies beside a file says something of it only where the file has the name for that.
+    beside = path if path.is_dir() else path.parent if path.stem == "model" else None
+    config = _beside(beside, "config.json")
+    facts = {
+        "path": str(path),
+        "format": f"{'PyTorch' if torch else 'safetensors'} {'folder' if beside else 'file'}",
+        "sha256": _sha256(files),
+        "config": config,
+    }
     if "encoder/patch_embed/kernel" in arrays:
-        arrays = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
-        report = Report({name: (name,) for name in arrays}, left_out)
-        licence = metadata.get("licence", UNKNOWN_LICENCE)
-        return Source(str(path), kind, "vmae_jax", arrays, report, digest, licence, config=config)
+        return Source(
+            family="vmae_jax",
+            arrays={name: np.asarray(array, np.float32) for name, array in arrays.items()},
+            report=Report({name: (name,) for name in arrays}, ignored),
+            licence=metadata.get("licence", UNKNOWN_LICENCE),
+            **facts,
+        )
     family = recognise(arrays)
     arrays, report = to_ours(arrays, family.table)
-    report = dataclasses.replace(report, ignored={**report.ignored, **left_out})
-    stated = _card_licence(beside) if beside else None
     return Source(
-        path=str(path),
-        format=kind,
         family=family.table.name,
         arrays=arrays,
-        report=report,
-        sha256=digest,
-        licence=stated or family.licence,
+        report=dataclasses.replace(report, ignored={**report.ignored, **ignored}),
+        licence=metadata.get("licence") or _card_licence(beside) or family.licence,
         tubelet=family.tubelet,
         channels=family.channels,
-        config=config,
+        processor=_beside(beside, "preprocessor_config.json"),
+        **facts,
     )
 
 
@@ -170,20 +172,24 @@ def _files_of(folder: pathlib.Path) -> list[pathlib.Path]:
     return [folder / name for name in names]
 
 
-def _read_safetensors(files: list[pathlib.Path]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+# Arrays by name; what else was there, with the reason it is left out; the file's own notes.
+_Content = tuple[dict[str, np.ndarray], dict[str, str], dict[str, str]]
+
+
+def _read_safetensors(files: list[pathlib.Path]) -> _Content:
     arrays: dict[str, np.ndarray] = {}
+    metadata: dict[str, str] = {}
     for file in files:
         try:
             arrays |= load_file(file)
             with safe_open(file, "numpy") as opened:
-                metadata = opened.metadata() or {}
+                metadata |= opened.metadata() or {}
         except (SafetensorError, TypeError, ValueError, OSError) as error:
             raise ConversionError(f"{file} is damaged or no safetensors file: {error}") from error
-    return arrays, metadata
+    return arrays, {}, metadata
 
 
-def _read_torch(file: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Arrays by foreign name, and what else the file held, with the reason it is left out."""
+def _read_torch(file: pathlib.Path) -> _Content:
     reader = pathlib.Path(__file__).with_name("torch_reader.py")
     with tempfile.TemporaryDirectory(prefix="vmae_torch_") as folder:
         # -P: nothing is imported from the folder of the script or of the user.
@@ -198,7 +204,7 @@ def _read_torch(file: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, st
             )
         arrays = load_file(pathlib.Path(folder) / "weights.safetensors")
         ignored = json.loads((pathlib.Path(folder) / "ignored.json").read_text())
-    return arrays, ignored
+    return arrays, ignored, {}
 
 
 def _sha256(files: list[pathlib.Path]) -> str:
@@ -210,15 +216,19 @@ def _sha256(files: list[pathlib.Path]) -> str:
     return digest.hexdigest()
 
 
-def _card_licence(folder: pathlib.Path) -> str | None:
+def _card_licence(folder: pathlib.Path | None) -> str | None:
     """The licence that a model card of the Hub states at its top."""
-    card = folder / "README.md"
-    if not card.is_file():
+    card = folder / "README.md" if folder else None
+    if card is None or not card.is_file():
         return None
     text = card.read_text(encoding="utf-8", errors="replace")
     match = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
     match = match and re.search(r"^license:\s*(\S.*?)\s*$", match[1], re.MULTILINE)
     return f"{match[1]} (its model card)" if match else None
+
+
+def _beside(folder: pathlib.Path | None, name: str) -> dict[str, Any]:
+    return _json(folder / name) if folder and (folder / name).is_file() else {}
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:

@@ -23,9 +23,14 @@ from vmae_jax.ops.patches import Tubelet
 
 # A compiled, distributed or Hub-hosted model wraps the names, in any order.
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
-_LICENCE = (
+_RELEASED = (
     "VideoMAE's weights: CC BY-NC 4.0 (not for commercial use); VideoMAE V2's: MIT, some on "
     "request. The two share their names, so look at where the file came from"
+)
+
+_PORTED = (
+    "unknown: no model card beside the weights states one. What was converted or fine-tuned from "
+    "VideoMAE's weights stays under CC BY-NC 4.0 (not for commercial use)"
 )
 
 
@@ -125,7 +130,9 @@ def recognise(source: Arrays) -> Family:
                 "frames, rows and columns, with five axes"
             )
         tubelet, channels = tuple(array.shape[2:]), array.shape[1]
-        return Family(make(tubelet, channels), _LICENCE, tubelet, channels)
+        table = make(tubelet, channels)
+        licence = _RELEASED if make in (pretrain_table, finetune_table) else _PORTED
+        return Family(table, licence, tubelet, channels)
     raise ConversionError(
         "none of the names is the patch embedding of a known family (released VideoMAE and "
         f"VideoMAE V2, transformers' VideoMAE); the first are {listed(list(source), 4)}"

@@ -3,8 +3,7 @@ r"""Shows what a masked model reconstructs, on any video.
     python -m vmae_jax.tools.reconstruct --workdir=runs/demo --out=pictures
     python -m vmae_jax.tools.reconstruct --workdir=runs/demo --out=pictures a.mp4 b.mp4
     python -m vmae_jax.tools.reconstruct --workdir=runs/demo --out=pictures --manifest=val.csv
-    python -m vmae_jax.tools.reconstruct --config=runs/demo/config.json \
-        --weights=released.safetensors --out=pictures a.mp4
+    python -m vmae_jax.tools.reconstruct --weights=released.pth --out=pictures a.mp4
 
 Writes one picture of all clips (reconstructions.png) and, for each clip, its videos side by side
 as mp4 and GIF. A prediction that borrows statistics of the true patches says so in its label.
@@ -12,7 +11,6 @@ as mp4 and GIF. A prediction that borrows statistics of the true patches says so
 
 import argparse
 import csv
-import json
 import pathlib
 import sys
 import tempfile
@@ -23,7 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from vmae_jax import assemble, systems
+from vmae_jax import assemble
 from vmae_jax import config as config_lib
 from vmae_jax.data.pipeline import ClipPipeline
 from vmae_jax.data.video import write_video
@@ -34,28 +32,29 @@ _FRAMES_PER_SECOND = 6  # slow enough to look at
 
 
 def reconstruct(
-    config: ConfigDict, weights: str, *, videos: Sequence[str], num_clips: int
+    model: assemble.Model, *, videos: Sequence[str], num_clips: int
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Reconstructs clips of given videos, or of the config's manifest.
 
     Args:
-      config: recipe of the run that made the weights.
-      weights: see `assemble.load_weights`.
+      model: a pretraining network.
       videos: files to take one clip of each; empty: the first clips of the manifest.
       num_clips: how many, where no videos are given.
 
     Returns:
       ({label: uint8 [B, T, H, W, C]}, names of the B clips).
+
+    Raises:
+      ConfigError: a network that predicts no pictures.
     """
-    config = config.copy_and_resolve_references().unlock()
-    config.data.resize = "host"  # whatever the run does: single clips, of any size
-    system = systems.build(config)
-    params = jax.eval_shape(system.init, jax.random.key(0))
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), params)
-    params = assemble.load_weights(weights, config, params)
-    batch, names = _clips(config, videos, num_clips)
-    return make_reconstruct(system)(params, batch, jax.random.key(config.seed)), names
+    if model.system.reconstruct is None:
+        raise config_lib.ConfigError(
+            f"a model of the system {model.config.system!r} predicts no pictures; give the "
+            "weights of a pretraining network"
+        )
+    batch, names = _clips(model.config, videos, num_clips)
+    key = jax.random.key(model.config.seed)
+    return make_reconstruct(model.system)(model.params, batch, key), names
 
 
 def _clips(
@@ -107,25 +106,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("videos", nargs="*", help="files; default: clips of the run's manifest")
     parser.add_argument("--workdir", help="folder of a run: its config and newest checkpoint")
-    parser.add_argument("--config", help="config.json of a run; default: the workdir's")
-    parser.add_argument("--weights", help="checkpoint or .safetensors; default: the workdir's")
+    parser.add_argument("--config", help="config.json of a run; default: that of the weights")
+    parser.add_argument("--weights", help="any (docs/weights.md); default: the workdir's")
     parser.add_argument("--out", required=True, help="folder for the pictures")
     parser.add_argument("--manifest", help="list of videos to take clips of; default: the run's")
     parser.add_argument("--root", help="folder of that list's paths; default: its own")
     parser.add_argument("--clips", type=int, default=4, help="of the manifest (default: 4)")
     args = parser.parse_args(argv)
-    if not args.workdir and not (args.config and args.weights):
-        parser.error("give --workdir, or both --config and --weights")
+    if not args.workdir and not args.weights:
+        parser.error("give --workdir or --weights")
+    overrides = {}
+    if args.manifest:
+        overrides = {"data.manifest": args.manifest, "data.root": args.root or ""}
     try:
-        config_file = pathlib.Path(args.config or f"{args.workdir}/config.json")
-        if not config_file.is_file():
-            raise config_lib.ConfigError(f"{config_file} is not there; is {args.workdir} a run?")
-        config = config_lib.from_mapping(json.loads(config_file.read_text(encoding="utf-8")))
-        if args.manifest:
-            config.data.update(manifest=args.manifest, root=args.root or "")
-        videos, names = reconstruct(
-            config, args.weights or args.workdir, videos=args.videos, num_clips=args.clips
-        )
+        model = assemble.open_model(args.weights or args.workdir, args.config, **overrides)
+        videos, names = reconstruct(model, videos=args.videos, num_clips=args.clips)
     except UserError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1

@@ -1,0 +1,114 @@
+"""The recipe of weights that came without one of ours: what shapes and foreign configs tell.
+
+Shapes tell widths, depths, patches and classes. They do not tell the number of heads, which the
+published sizes do, nor frames and resolution, for which positions are computed by the model.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vmae_jax import config as config_lib
+from vmae_jax.convert.engine import ConversionError
+from vmae_jax.convert.sources import Source
+from vmae_jax.variants import (
+    GIANT_MLP_RATIO,
+    VIDEOMAE_DECODERS,
+    VIDEOMAE_V2_DECODERS,
+    VIT_VARIANTS,
+)
+
+_log = logging.getLogger(__name__)
+
+_HEADS = {
+    "encoder": {spec.width: spec.heads for spec in VIT_VARIANTS.values()},
+    "decoder": {
+        spec.width: spec.heads
+        for specs in (VIDEOMAE_DECODERS, VIDEOMAE_V2_DECODERS)
+        for spec in specs.values()
+    },
+}
+_HEAD_DIM = 64  # of all published sizes but H (80) and g (88)
+
+
+def config_of(source: Source) -> ConfigDict:
+    """The recipe of weights: their own where they are ours, else what can be inferred.
+
+    What cannot (data, schedule, masks) has the defaults of pretraining or fine-tuning.
+
+    Raises:
+      ConversionError: a size whose number of heads is not known.
+      ConfigError: a recipe of ours that this version cannot read.
+    """
+    if "system" in source.config:
+        return config_lib.from_mapping(source.config)
+    pretraining = source.pretraining
+    config = config_lib.pretrain_defaults() if pretraining else config_lib.finetune_defaults()
+    config = config.unlock()
+    shapes = {path: array.shape for path, array in source.arrays.items()}
+    theirs = source.config
+    config.model.encoder.update(_spec_fields(shapes, "encoder", theirs.get("num_attention_heads")))
+    if pretraining:
+        heads = theirs.get("decoder_num_attention_heads")
+        config.model.decoder.update(_spec_fields(shapes, "decoder", heads))
+        config.masking.normalize_target = theirs.get("norm_pix_loss", True)
+    else:
+        config.model.num_classes = shapes.get("head/bias", (0,))[0]
+        config.model.class_names = _label_names(theirs)
+        config.model.pooling = "first" if "encoder/norm/scale" in shapes else "mean"
+    config.model.tubelet, config.model.channels = source.tubelet, source.channels
+    config.model.cosine_attention = "encoder/blocks/attn/scale" in shapes
+    config.model.layer_scale = 0.1 if "encoder/blocks/gamma_1" in shapes else 0.0
+    config.data.frames = theirs.get("num_frames", config.data.frames)
+    size = theirs.get("image_size", config.data.size)
+    config.data.size = (size, size) if isinstance(size, int) else tuple(size)
+    for field in ("mean", "std"):
+        if values := source.processor.get(f"image_{field}"):
+            config.data[field] = tuple(values)
+        elif source.channels == 1:
+            config.data[field] = (sum(config.data[field]) / 3,)
+    return config.lock()
+
+
+def _label_names(theirs: Mapping[str, Any]) -> tuple[str, ...]:
+    """The classes of a config of transformers, in their order; () where it names none."""
+    labels = theirs.get("id2label") or {}
+    try:
+        names = tuple(str(labels[str(number)]) for number in range(len(labels)))
+    except (KeyError, TypeError) as error:
+        raise ConversionError(f"id2label beside the weights names no class {error}") from error
+    placeholders = tuple(f"LABEL_{number}" for number in range(len(names)))
+    return () if names == placeholders else names
+
+
+def _spec_fields(shapes, stack: str, heads: int | None) -> dict[str, float]:
+    """Width, depth, heads and MLP ratio of a stack."""
+    try:
+        depth, width, hidden = shapes[f"{stack}/blocks/mlp/fc1/kernel"]
+    except KeyError as error:
+        raise ConversionError(f"the weights have no blocks of an {stack}") from error
+    usual = _HEADS[stack].get(width) or (width // _HEAD_DIM if width % _HEAD_DIM == 0 else None)
+    if f"{stack}/blocks/attn/scale" in shapes:  # cosine attention has one scale a head
+        heads = shapes[f"{stack}/blocks/attn/scale"][1]
+    if heads is None and usual is None:
+        raise ConversionError(
+            f"the number of heads of an {stack} {width} wide cannot be read off its weights; give "
+            "a config that says it (--config=config.json)"
+        )
+    if heads is not None and usual is not None and heads != usual:
+        _log.warning(
+            "The %s is said to have %d heads; that of the published models of width %d has %d.",
+            *(stack, heads, width, usual),
+        )
+    ratio = _ratio(width, hidden)
+    return {"width": width, "depth": depth, "heads": heads or usual, "mlp_ratio": ratio}
+
+
+def _ratio(width: int, hidden: int) -> float:
+    """The ratio that `int(width * ratio)` makes the hidden width of."""
+    for ratio in (4.0, GIANT_MLP_RATIO, hidden / width, (hidden + 0.5) / width):
+        if int(width * ratio) == hidden:
+            return ratio
+    raise AssertionError(f"no ratio makes {hidden} of {width}")  # (h + 0.5) / w always does
