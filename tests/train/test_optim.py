@@ -92,3 +92,20 @@ def test_schedule_without_warmup_and_with_one_step_of_it():
     assert float(warmup_cosine(0, warmup_steps=0, **common)) == 1.0
     assert float(warmup_cosine(0, warmup_steps=1, **common)) == 0.0
     assert float(warmup_cosine(1, warmup_steps=1, **common)) == 1.0
+
+
+def test_layer_decay_multiplies_direction_and_weight_decay_of_each_layer():
+    params = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), small_params())
+    grads = jax.tree.map(lambda x: jnp.full(x.shape, 0.5), params)
+    options = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.05}
+    plain = optim.adamw_direction(**options)
+    layered = optim.adamw_direction(**options, layer_decay=0.5, depth=3)
+    one, _ = plain.update(grads, plain.init(params), params)
+    other, _ = layered.update(grads, layered.init(params), params)
+    ratio = jax.tree.map(lambda a, b: a / b, other, one)
+    encoder = ratio["encoder"]
+    np.testing.assert_allclose(encoder["patch_embed"]["kernel"], 0.5**4, rtol=1e-6)
+    kernel = encoder["blocks"]["attn"]["qkv"]["kernel"]
+    for block, scale in enumerate((0.5**3, 0.5**2, 0.5)):  # decay ** (depth - block)
+        np.testing.assert_allclose(kernel[block], scale, rtol=1e-6)
+    np.testing.assert_allclose(encoder["norm"]["scale"], 1.0, rtol=1e-6)
