@@ -137,6 +137,9 @@ def test_names_of_classes_travel(finetuned, tmp_path, capsys):
     assert convert.main([str(source), *taken]) == 0
     model = assemble.open_model(str(tmp_path / "two"))
     assert model.class_names == ("wave", "run") and model.config.model.num_classes == 2
+    taken[1] = f"--out={tmp_path / 'two_of_port'}"
+    assert convert.main([str(tmp_path / "port"), *taken]) == 0
+    assert assemble.open_model(str(tmp_path / "two_of_port")).class_names == ("wave", "run")
     (tmp_path / "classes.txt").write_text("a\nb\nc\nd\ne f\n")
     given = [f"--classes={tmp_path / 'classes.txt'}", f"--out={tmp_path / 'five'}"]
     assert convert.main([str(source), *given]) == 0

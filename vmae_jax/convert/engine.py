@@ -156,27 +156,10 @@ def to_ours(source: Arrays, table: Table) -> tuple[dict[str, np.ndarray], Report
         blocks of different shapes; all problems at once.
     """
     problems: list[str] = []
-    ignored: dict[str, str] = {}
-    read: dict[tuple[str, int | None], dict[int, str]] = {}  # (first part, block) -> part -> name
-    rules_of: dict[str, Rule] = {}
-    for full_name in source:
-        name = table.strip(full_name)
-        if reason := reason_for(name, table.ignored):
-            ignored[full_name] = reason
-        elif found := table.find(name):
-            rule, part, block = found
-            rules_of[rule.parts[0]] = rule
-            parts = read.setdefault((rule.parts[0], block), {})
-            if part in parts:
-                problems.append(f"{full_name} and {parts[part]} are the same array")
-            parts.setdefault(part, full_name)
-        else:
-            problems.append(f"{full_name} is unknown to the table '{table.name}'")
-
+    groups, ignored = _matched(source, table, problems)
     mapped: dict[str, tuple[str, ...]] = {}
     stacks: dict[str, dict[int | None, tuple[str, np.ndarray]]] = {}
-    for (first, block), parts in read.items():
-        rule = rules_of[first]
+    for (rule, block), parts in groups.items():
         names = ", ".join(parts.values())
         if len(parts) < len(rule.parts):
             absent = [p for i, p in enumerate(rule.parts) if i not in parts]
@@ -265,6 +248,27 @@ def listed(names: list[str], limit: int = 8) -> str:
     """Names for a message, not more than a reader takes in."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
+
+
+def _matched(
+    source: Arrays, table: Table, problems: list[str]
+) -> tuple[dict[tuple[Rule, int | None], dict[int, str]], dict[str, str]]:
+    """Names by rule, block and part; and those that are ignored, with the reason."""
+    groups: dict[tuple[Rule, int | None], dict[int, str]] = {}
+    ignored: dict[str, str] = {}
+    for full_name in source:
+        name = table.strip(full_name)
+        if reason := reason_for(name, table.ignored):
+            ignored[full_name] = reason
+        elif found := table.find(name):
+            rule, part, block = found
+            parts = groups.setdefault((rule, block), {})
+            if part in parts:
+                problems.append(f"{full_name} and {parts[part]} are the same array")
+            parts.setdefault(part, full_name)
+        else:
+            problems.append(f"{full_name} is unknown to the table '{table.name}'")
+    return groups, ignored
 
 
 def _pieces(parts: list[np.ndarray], rule: Rule) -> dict[str, np.ndarray]:

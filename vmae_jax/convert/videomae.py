@@ -121,29 +121,31 @@ def recognise(source: Arrays) -> Family:
     """
     bare = Table("", (), prefixes=PREFIXES)
     for name, array in source.items():
-        make = _EMBEDDINGS.get(bare.strip(name))
-        if make is None:
+        if (stripped := bare.strip(name)) not in _EMBEDDINGS:
             continue
+        make, licence = _EMBEDDINGS[stripped]
         if array.ndim != 5:
             raise ConversionError(
                 f"{name} has the shape {array.shape}; that of a video model is a convolution over "
                 "frames, rows and columns, with five axes"
             )
         tubelet, channels = tuple(array.shape[2:]), array.shape[1]
-        table = make(tubelet, channels)
-        licence = _RELEASED if make in (pretrain_table, finetune_table) else _PORTED
-        return Family(table, licence, tubelet, channels)
+        return Family(make(tubelet, channels), licence, tubelet, channels)
     raise ConversionError(
         "none of the names is the patch embedding of a known family (released VideoMAE and "
         f"VideoMAE V2, transformers' VideoMAE); the first are {listed(list(source), 4)}"
     )
 
 
+# Name of the patch embedding -> (maker of the table, what is known of the licence).
 _EMBEDDINGS = {
-    "encoder.patch_embed.proj.weight": pretrain_table,
-    "patch_embed.proj.weight": finetune_table,
-    "videomae.embeddings.patch_embeddings.projection.weight": transformers_table,
-    "embeddings.patch_embeddings.projection.weight": functools.partial(transformers_table, base=""),
+    "encoder.patch_embed.proj.weight": (pretrain_table, _RELEASED),
+    "patch_embed.proj.weight": (finetune_table, _RELEASED),
+    "videomae.embeddings.patch_embeddings.projection.weight": (transformers_table, _PORTED),
+    "embeddings.patch_embeddings.projection.weight": (
+        functools.partial(transformers_table, base=""),
+        _PORTED,
+    ),
 }
 
 

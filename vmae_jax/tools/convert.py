@@ -44,8 +44,8 @@ def load(args: argparse.Namespace) -> tuple[Source, ConfigDict, Fitted]:
     overrides: dict[str, Any] = {}
     if args.label_map:
         label_map = read_label_map(args.label_map)
-        source = map_head(source, label_map)
-        names = assemble.recipe_of(source, args.config).model.class_names
+        whole, source = source, map_head(source, label_map)
+        names = assemble.recipe_of(whole, args.config).model.class_names
         overrides["model.num_classes"] = len(label_map)
         overrides["model.class_names"] = tuple(names[row] for row in label_map) if names else ()
     if args.classes:
