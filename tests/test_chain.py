@@ -1,0 +1,68 @@
+"""VideoMAE V2's progressive training as three commands, each from the weights of the one before."""
+
+import json
+import logging
+
+import jax
+import numpy as np
+import pytest
+
+from vmae_jax import assemble, main
+from vmae_jax.data.synthetic import generate
+from vmae_jax.tools import convert
+from vmae_jax.tools.bench import load_config
+
+SMALL = {"workers": 0, "frames": 4, "stride": 2, "size": (32, 32)}
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    return generate(tmp_path_factory.mktemp("videos"), num_videos=40)
+
+
+def train(recipe, videos, workdir, configs, **fields):
+    config = load_config(str(configs / f"{recipe}.py:smoke"))
+    config.data.update(manifest=str(videos / "train.csv"), **SMALL)
+    config.train.update(steps=2, log_every=1, checkpoint_every=2, batch_videos=8)  # 8 devices
+    config.model.dtype = "float32"
+    for name, value in fields.items():
+        config[name] = value
+    return main.run(config, str(workdir))
+
+
+def test_each_stage_begins_with_the_weights_of_the_one_before(videos, tmp_path, request, caplog):
+    configs = request.config.rootpath / "configs"
+    pretrained, post, tuned = (tmp_path / name for name in ("pretrain", "post", "finetune"))
+    assert train("v2_vitb", videos, pretrained, configs).step == 2
+    with caplog.at_level(logging.INFO, logger="vmae_jax"):
+        train("v2_vitb_k710_ft", videos, post, configs, init_from=str(pretrained))
+    assert "ignored (the classifier has no decoder)" in caplog.text
+    assert "4 kept at initial values" in caplog.text
+    written = json.loads((post / "config.json").read_text())
+    assert written["model"]["num_classes"] == 10  # of the data, not of a list
+    assert written["model"]["class_names"][0] == "left"
+
+    # The next set has three of the ten classes, in another order.
+    label_map, mapped = tmp_path / "map.json", tmp_path / "mapped"
+    label_map.write_text("[7, 0, 3]")
+    convert.main([str(post), f"--out={mapped}", f"--label_map={label_map}"])
+    rows = ["path,label"]
+    for line in (videos / "train.csv").read_text().splitlines()[1:]:
+        path, label = line.split(",")
+        rows += [f"{path},{[7, 0, 3].index(int(label))}"] if int(label) in (7, 0, 3) else []
+    three = tmp_path / "three.csv"  # beside no list of ten names
+    three.write_text("\n".join(rows) + "\n")
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="vmae_jax"):
+        config = load_config(str(configs / "v2_vitb_k400_ft.py:smoke"))
+        config.data.update(manifest=str(three), root=str(videos), **SMALL)
+        config.train.update(steps=1, log_every=1, batch_videos=8)
+        config.optim.update(base_lr=0.0, min_lr=0.0)
+        config.model.dtype, config.init_from = "float32", str(mapped)
+        main.run(config, str(tuned))
+    assert json.loads((tuned / "config.json").read_text())["model"]["num_classes"] == 3
+    assert "kept at initial values" not in caplog.text
+    before, after = assemble.open_model(str(post)), assemble.open_model(str(tuned))
+    kernel = np.asarray(before.params["head"]["kernel"])
+    np.testing.assert_array_equal(after.params["head"]["kernel"], kernel[:, [7, 0, 3]])
+    jax.tree.map(np.testing.assert_array_equal, after.params["encoder"], before.params["encoder"])
