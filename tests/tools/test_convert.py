@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 
@@ -171,19 +172,46 @@ def test_a_classifier_starts_from_a_pretraining_network(pretrained):
         assert array.sharding == flatten(abstract)[path].sharding
 
 
-def test_programs_of_a_classifier(finetuned, tmp_path):
+PROGRAM = """
+import pathlib, sys, numpy as np
+from jax import export
+from safetensors.numpy import load_file
+folder, given, out = sys.argv[1:]
+weights = load_file(pathlib.Path(folder) / "model.safetensors")
+video = np.load(given)
+results = {}
+for path in pathlib.Path(folder).glob("*.stablehlo"):
+    program = export.deserialize(bytearray(path.read_bytes()))
+    results[path.stem] = program.call(weights, video)
+single = program.call(weights, video[:1])  # of any number of clips
+np.testing.assert_allclose(single, results[path.stem][:1], rtol=1e-5, atol=1e-6)
+assert not [name for name in sys.modules if name.startswith("vmae_jax")]
+np.savez(out, **results)
+"""
+
+
+def test_programs_run_without_us_on_any_number_of_clips(finetuned, tmp_path):
     source, _ = finetuned
     assert convert.main([str(source), "--to=stablehlo", f"--out={tmp_path / 'out'}"]) == 0
-    model = assemble.open_model(str(source))
     video = np.random.default_rng(2).integers(0, 256, (3, 4, 32, 32, 3), np.uint8)
-    program = jax.export.deserialize(bytearray((tmp_path / "out/logits.stablehlo").read_bytes()))
-    weights = load_file(tmp_path / "out" / "model.safetensors")
-    np.testing.assert_allclose(
-        program.call(weights, video),
-        model.system.logits(model.params, {"video": jnp.asarray(video)}),
-        rtol=1e-4,
-        atol=1e-5,
-    )
+    np.save(tmp_path / "video.npy", video)
+    files = [str(tmp_path / name) for name in ("out", "video.npy", "results.npz")]
+    elsewhere = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", PROGRAM, *files]
+    subprocess.run(command, check=True, cwd=tmp_path, env=elsewhere)
+    model = assemble.open_model(str(source))
+    encoder, batch = model.system.encoder, {"video": jnp.asarray(video)}
+    expected = {
+        "features": encoder.pooled(model.params, batch),
+        "tokens": encoder.tokens(model.params, batch, encoder.depth),
+        "logits": model.system.logits(model.params, batch),
+    }
+    with np.load(tmp_path / "results.npz") as results:
+        assert set(results) == set(expected)
+        for name, array in expected.items():
+            assert results[name].dtype == np.float32
+            largest = float(np.abs(array).max())
+            np.testing.assert_allclose(results[name], array, rtol=0, atol=1e-5 * largest)
 
 
 PORT = """
