@@ -50,8 +50,8 @@ CONFINED = {
     "fsspec": ("data/storage.py",),
     "tensorflow_datasets": ("data/public_sets.py",),
     "array_record": ("data/records.py", "data/prepare.py"),
-    "torch": ("convert/", "tools/bench"),
-    "transformers": ("convert/", "tools/bench"),
+    "torch": ("convert/torch_reader.py", "tools/bench"),
+    "transformers": ("tools/bench",),
     "wandb": ("train/",),
     "apache_beam": ("data/", "tools/"),
 }

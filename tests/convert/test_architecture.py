@@ -86,9 +86,11 @@ def test_other_heads_than_the_published_model_has_are_said(caplog):
     assert "has 6" in caplog.text
 
 
-def test_heads_that_nobody_tells_are_asked_for():
+def test_what_shapes_do_not_tell_is_an_error():
     shapes = blocks("encoder", StackSpec(100, 2, 5)) | {"head/bias": (5,)}
     with pytest.raises(ConversionError, match="heads of an encoder 100 wide"):
         config_of(source(shapes))
+    with pytest.raises(ConversionError, match="encoder without decoder or classifier"):
+        config_of(source(blocks("encoder", VIT_VARIANTS["B"])))
     with pytest.raises(ConversionError, match="no blocks of an encoder"):
         config_of(source({"head/bias": (5,)}))

@@ -39,7 +39,7 @@ def config_of(source: Source) -> ConfigDict:
     What cannot (data, schedule, masks) has the defaults of pretraining or fine-tuning.
 
     Raises:
-      ConversionError: a size whose number of heads is not known.
+      ConversionError: a size whose number of heads is not known, or an encoder alone.
       ConfigError: a recipe of ours that this version cannot read.
     """
     if "system" in source.config:
@@ -54,8 +54,13 @@ def config_of(source: Source) -> ConfigDict:
         heads = theirs.get("decoder_num_attention_heads")
         config.model.decoder.update(_spec_fields(shapes, "decoder", heads))
         config.masking.normalize_target = theirs.get("norm_pix_loss", True)
+    elif "head/bias" not in shapes:
+        raise ConversionError(
+            f"{source.path} holds an encoder without decoder or classifier, which only training "
+            "can start from (--config.init_from)"
+        )
     else:
-        config.model.num_classes = shapes.get("head/bias", (0,))[0]
+        config.model.num_classes = shapes["head/bias"][0]
         config.model.class_names = _label_names(theirs)
         config.model.pooling = "first" if "encoder/norm/scale" in shapes else "mean"
     config.model.tubelet, config.model.channels = source.tubelet, source.channels
