@@ -254,3 +254,15 @@ def from_first(numbers: Sequence[int]) -> list[int]:
     own = np.zeros(count, np.int32)
     own[: len(numbers)] = numbers[:count]
     return multihost_utils.broadcast_one_to_all(own).tolist()
+
+
+def gathered_texts(text: str) -> list[str]:
+    """The `text` of every process, in their order, on every process; all must ask at the same
+    point."""
+    if jax.process_count() == 1:
+        return [text]
+    data = np.frombuffer(text.encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(len(data)))
+    padded = np.pad(data, (0, int(lengths.max()) - len(data)))
+    rows = multihost_utils.process_allgather(padded)
+    return [bytes(row[:n]).decode() for row, n in zip(rows, lengths, strict=True)]

@@ -284,7 +284,7 @@ class LoadClips:
             )
         index = (offset * clips + np.arange(clips)).astype(np.int32)
         return {
-            **(pixels or _black(self.options)),
+            **(pixels or black(self.options)),
             "index": index if pixels else np.full(clips, -1, np.int32),
             "label": np.full(clips, label, np.int32),
             "record": np.int64(record),
@@ -407,7 +407,7 @@ def _crops(
         return [transforms.crop_resize(frames, box, options.size, options.filter)]
 
 
-def _black(options: PipelineOptions) -> dict[str, np.ndarray]:
+def black(options: PipelineOptions) -> dict[str, np.ndarray]:
     """What stands in the place of a video that is not there, as `take_crops` would give it."""
     if options.resize == "device":
         source = np.zeros((1, options.frames, *options.canvas, options.channels), np.uint8)

@@ -111,6 +111,11 @@ class Mixture(Source):
         part, place = self._place(i)
         return part.source.where(place)
 
+    def label(self, i: int) -> int:
+        """See `Source`."""
+        part, place = self._place(i)
+        return part.source.label(place) if self._has_labels else -1
+
     def fetch(self, i: int, limits: Limits) -> StoredVideo:
         """See `Source`."""
         part, place = self._place(i)

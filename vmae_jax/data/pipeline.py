@@ -43,6 +43,7 @@ from vmae_jax.data.clips import (
     PipelineError,
     PipelineOptions,
     WorkerError,
+    black,
     choose_frames,
     read_clip,
     take_crops,
@@ -186,6 +187,11 @@ class ClipPipeline:
         atexit.register(_close_if_alive, weakref.ref(self))
 
     @property
+    def source(self) -> Source:
+        """The videos, by number: names, labels, what identifies them."""
+        return self._source
+
+    @property
     def num_videos(self) -> int:
         """Videos of an epoch, the incomplete batch at its end included."""
         return self._order.num_draws
@@ -246,6 +252,18 @@ class ClipPipeline:
         self._step += 1
         self._account(batch)
         return batch
+
+    def empty(self) -> dict[str, np.ndarray]:
+        """The arrays of a batch of this process in which there is no video."""
+        rows = self._local_videos * self._options.clips
+        return {
+            **{
+                name: np.concatenate([array] * self._local_videos)
+                for name, array in black(self._options).items()
+            },
+            "index": np.full(rows, -1, np.int32),
+            "label": np.full(rows, -1, np.int32),
+        }
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps: batches consumed, and what defines the order and the clips."""

@@ -182,6 +182,10 @@ class RecordSet(Source):
         """Path in the list that was prepared."""
         return self._index.name(i)
 
+    def label(self, i: int) -> int:
+        """As in the index."""
+        return int(self._index.labels[i])
+
     def where(self, i: int) -> str:
         """Name of the video, path of the shard, and number of the record in it."""
         path, place = self._place(i)

@@ -51,6 +51,10 @@ class Source(abc.ABC):
           VideoError: it is not there, cannot be read, or exceeds a limit.
         """
 
+    def label(self, i: int) -> int:
+        """Class number of video `i`, if it is known without reading the video; else -1."""
+        return -1
+
     @property
     def shares(self) -> tuple[Share, ...]:
         """How often an epoch takes from which part; one part, once, unless this is a mixture."""

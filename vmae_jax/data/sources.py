@@ -44,6 +44,10 @@ class ListedFiles(Source):
         """Full path."""
         return self.manifest[i].path
 
+    def label(self, i: int) -> int:
+        """As listed."""
+        return int(self.manifest.labels[i])
+
     def fetch(self, i: int, limits: Limits) -> StoredVideo:
         """See `Source`; the pictures of a folder are read when they are decoded."""
         return fetch_clip(self.manifest[i], self.templates, limits)
