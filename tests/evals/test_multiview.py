@@ -131,7 +131,7 @@ def test_confusion_picture_shades_by_row():
 
 
 def command(model, listed, *flags):
-    return tool.main([str(model), f"--manifest={listed}", "--clips=8", *flags])
+    return tool.main([f"--weights={model}", f"--manifest={listed}", "--clips=8", *flags])
 
 
 def test_command_writes_result_table_and_picture(model, listed, tmp_path, capsys):
@@ -164,7 +164,7 @@ def test_what_cannot_be_tested_ends_in_a_sentence(model, listed, tmp_path, capsy
 
 @pytest.mark.slow
 def test_two_processes_say_what_one_says(model, listed, tmp_path):
-    flags = [str(model), f"--manifest={listed}", "--views=2,3", "--clips=12"]
+    flags = [f"--weights={model}", f"--manifest={listed}", "--views=2,3", "--clips=12"]
     assert tool.main([*flags, f"--out={tmp_path / 'one'}"]) == 0
     with socket.create_server(("", 0)) as free:
         port = free.getsockname()[1]
