@@ -1,8 +1,8 @@
 r"""Tests a classifier by the published protocol: several views of each video, averaged.
 
     python -m vmae_jax.tools.evaluate --weights=runs/k400_ft --manifest=val.csv --out=results/k400
-    python -m vmae_jax.tools.evaluate --weights=released.pth --config=config.json --manifest=val.csv \
-        --root=videos --views=2,3 --group=^dark_ --group=^tennis_
+    python -m vmae_jax.tools.evaluate --weights=released.pth --config=config.json \
+        --manifest=val.csv --root=videos --views=2,3 --group=^dark_ --group=^tennis_
 
 Writes OUT/result.json (metrics, config, hashes, counts, versions), OUT/predictions.csv (a line per
 video) and OUT/confusion.png. On several hosts the same command runs on each; see docs/scaling.md.
@@ -118,7 +118,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--weights", required=True, help="workdir, folder or file (docs/weights.md)")
+    parser.add_argument(
+        "--weights", required=True, help="workdir, folder or file (docs/weights.md)"
+    )
     parser.add_argument("--config", help="config.json; default: that of the weights")
     parser.add_argument("--manifest", required=True, help="labelled videos (docs/data.md)")
     parser.add_argument("--root", default="", help="folder of its paths; default: its own")
