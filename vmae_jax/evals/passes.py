@@ -8,6 +8,7 @@ are marked and never counted, so results do not depend on how many devices or pr
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,8 @@ from vmae_jax import distributed
 from vmae_jax.data.pipeline import ClipPipeline, PipelineOptions
 from vmae_jax.errors import UserError
 from vmae_jax.systems.base import Batch, Params, System, compute_copy
+
+_CLIPS_A_DEVICE = 8
 
 Rows = Mapping[str, np.ndarray]
 # (params, batch) -> what is said of the batch, whole on every process; see `make_forward`.
@@ -63,16 +66,17 @@ def as_tested(
     return config.lock()
 
 
-def open_pass(options: PipelineOptions, *, clips: int, seed: int = 0) -> ClipPipeline:
+def open_pass(options: PipelineOptions, *, clips: int = 0, seed: int = 0) -> ClipPipeline:
     """This process's part of one pass over the videos.
 
     Args:
       options: what is read and how.
       clips: of a batch over all devices, about; it is rounded up until devices and processes can
-        share it evenly.
+        share it evenly. 0: 8 for each device.
       seed: of what is drawn, if anything is.
     """
     processes = jax.process_count()
+    clips = clips or _CLIPS_A_DEVICE * jax.device_count()
     step = math.lcm(math.lcm(jax.device_count(), options.clips) // options.clips, processes)
     return ClipPipeline(
         options,
@@ -96,12 +100,16 @@ def make_forward(
     @jax.jit
     def forward(params: Params, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         said = dict(function(compute_copy(params, system.compute_dtype), batch))
-        said |= {name: batch[name] for name in ("index", "label")}
-        if jax.sharding.get_abstract_mesh().empty:
-            return said
-        return jax.lax.with_sharding_constraint(said, P())
+        return everywhere(said | {name: batch[name] for name in ("index", "label")})
 
     return forward
+
+
+def everywhere(tree: Any) -> Any:
+    """Inside jit: asks for arrays whole on every device, so that every process can read them."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, P())
 
 
 class Pass:

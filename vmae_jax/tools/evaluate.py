@@ -34,7 +34,7 @@ def evaluate_set(
     manifest: str,
     root: str = "",
     views: tuple[int, int] | None = None,
-    clips: int = 64,
+    clips: int = 0,
     groups: Sequence[str] = (),
 ) -> tuple[Result, dict[str, Any]]:
     """Tests a model; all processes call it together.
@@ -44,7 +44,7 @@ def evaluate_set(
       manifest: labelled videos.
       root: folder of its paths; "": its own.
       views: (clips, crops) of each video; None: those of the recipe.
-      clips: of a batch over all devices, about.
+      clips: of a batch over all devices, about; 0: 8 for each.
       groups: regular expressions on names of classes, to count their videos apart.
 
     Returns:
@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", help="folder for the files; default: nothing is written")
     parser.add_argument("--views", type=views_flag, metavar="CLIPS,CROPS", help="default: config's")
     parser.add_argument("--group", action="append", default=[], metavar="REGEX")
-    parser.add_argument("--clips", type=int, default=64, help="of a batch over all devices")
+    parser.add_argument("--clips", type=int, default=0, help="of a batch; default: 8 a device")
     processes.add_flags(parser)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")

@@ -1,0 +1,106 @@
+"""Features of a whole set, kept in the memory of every host: what probes learn from."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vmae_jax.data.pipeline import ClipPipeline
+from vmae_jax.evals.passes import EvaluationError, Forward, Pass, make_forward
+from vmae_jax.systems.base import Batch, Params, System
+
+KINDS = ("pooled", "tokens")
+MAX_GIB = 16.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """Features of a set's clips, in its order.
+
+    Attributes:
+      pooled: float32 [n, D], what the model's head sees, or would see; None where not asked for.
+      tokens: bfloat16 [n, N, D], the last layer's; None where not asked for.
+      labels: int32 [n].
+      videos: of the set; those that could not be read have no features.
+      failures: record of such a video -> reason.
+    """
+
+    pooled: np.ndarray | None
+    tokens: np.ndarray | None
+    labels: np.ndarray
+    videos: int
+    failures: Mapping[int, str]
+
+
+def make_extract(system: System, kinds: Sequence[str]) -> Forward:
+    """The compiled part of `read_features`.
+
+    Args:
+      system: whose encoder it is.
+      kinds: some of `KINDS`.
+    """
+    encoder = system.encoder
+
+    def extract(params: Params, batch: Batch) -> dict[str, jax.Array]:
+        found = {}
+        if "pooled" in kinds:
+            found["pooled"] = encoder.pooled(params, batch).astype(jnp.float32)
+        if "tokens" in kinds:
+            found["tokens"] = encoder.tokens(params, batch, encoder.depth).astype(jnp.bfloat16)
+        return found
+
+    return make_forward(system, extract)
+
+
+def read_features(
+    extract: Forward, params: Params, pipeline: ClipPipeline, *, max_gib: float = MAX_GIB
+) -> Features:
+    """Features of every clip of a pass, on every process.
+
+    Args:
+      extract: see `make_extract`.
+      params: on the devices of the mesh that is set, if one is.
+      pipeline: a single pass; see `passes.open_pass`. It is not closed.
+      max_gib: memory that they may take on each host.
+
+    Raises:
+      EvaluationError: they take more; a clip without a label; or nothing can be read.
+    """
+    source, reading = pipeline.source, Pass(pipeline)
+    kept: dict[str, np.ndarray] = {}
+    filled = 0
+    for rows in reading.rows(extract, params):
+        if not kept:
+            clips = len(rows["index"]) // pipeline.batch_videos * len(source)
+            _check_room(rows, clips, max_gib)
+            kept = {name: np.empty((clips, *x.shape[1:]), x.dtype) for name, x in rows.items()}
+        present = rows["index"] >= 0
+        stop = filled + int(present.sum())
+        for name, values in rows.items():
+            kept[name][filled:stop] = values[present]
+        filled = stop
+    labels = kept["label"][:filled]
+    if not filled or labels.min() < 0:
+        raise EvaluationError(
+            f"{source.name(0)} and the other videos beside it have no labels, or none can be read; "
+            "a probe needs labelled videos"
+        )
+    return Features(
+        pooled=kept["pooled"][:filled] if "pooled" in kept else None,
+        tokens=kept["tokens"][:filled] if "tokens" in kept else None,
+        labels=labels,
+        videos=len(source),
+        failures=reading.failures,
+    )
+
+
+def _check_room(rows: Mapping[str, np.ndarray], clips: int, max_gib: float) -> None:
+    wanted = clips * sum(x.nbytes / len(x) for x in rows.values()) / 2**30
+    if wanted > max_gib:
+        raise EvaluationError(
+            f"the features of {clips} clips take {wanted:.1f} GiB on each host, the limit is "
+            f"{max_gib:g} GiB; give a shorter list, leave the attentive probe (which keeps all "
+            "tokens) out, or raise the limit"
+        )
