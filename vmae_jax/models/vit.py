@@ -183,6 +183,7 @@ class Classifier(nnx.Module):
         pooled = self.features(patches, grid=grid, keys=stream(keys, 0))
         return self.logits(pooled, keys=stream(keys, 1))
 
+    @jax.named_scope("encoder")
     def features(
         self, patches: jax.Array, *, grid: Grid, keys: jax.Array | None = None
     ) -> jax.Array:
