@@ -1,0 +1,90 @@
+"""Lists of a folder of class folders."""
+
+import pytest
+
+from vmae_jax.data.manifest import read_manifest
+from vmae_jax.tools.list_videos import UNLABELLED, ListError, find_videos, main, split
+
+CLIPS = ("b/1.mp4", "b/deeper/2.MOV", "a, c/x 1.webm", "a, c/.hidden.mp4", "a, c/notes.txt")
+
+
+def folder_of(tmp_path, *names):
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def test_folders_are_classes_and_lists_can_be_read(tmp_path, capsys):
+    folder = folder_of(tmp_path / "clips", *CLIPS, *(f"b/{n}.avi" for n in range(8)), "empty/x.txt")
+    assert main([str(folder), f"--out={tmp_path / 'lists'}", "--val=0.3"]) == 0
+    assert "b: train 7, val 3" in capsys.readouterr().out
+    train, val = (
+        read_manifest(tmp_path / f"lists/{name}.csv", root=folder) for name in ("train", "val")
+    )
+    assert train.class_names == ("a, c", "b") and train.num_classes == 2
+    assert train.name(0) == "a, c/x 1.webm"  # the only one of its class is trained on
+    names = [listed.name(i) for listed in (train, val) for i in range(len(listed))]
+    assert sorted(names) == sorted([*CLIPS[:3], *(f"b/{n}.avi" for n in range(8))])
+    assert train.labels.tolist() == [0] + [1] * 7 and val.labels.tolist() == [1] * 3
+
+
+def test_the_seed_decides_and_other_classes_do_not():
+    videos = {"a": [f"a/{i}" for i in range(50)], "b": [f"b/{i}" for i in range(50)]}
+    _, first = split(videos, share=0.2)
+    assert [len(paths) for paths in first.values()] == [10, 10]
+    assert split({"b": videos["b"]}, share=0.2)[1]["b"] == first["b"]
+    assert split(videos, share=0.2, seed=1)[1] != first
+    assert split(videos, share=0.0)[1] == {"a": [], "b": []}
+
+
+def test_clips_of_one_recording_stay_on_one_side():
+    videos = {"a": [f"a/v_g{group}_c{clip}.avi" for group in range(5) for clip in range(4)]}
+    train, val = split(videos, share=0.25, group=r"_g(\d+)_")
+    groups = [{path[5] for path in part["a"]} for part in (train, val)]
+    assert not groups[0] & groups[1]
+    assert len(val["a"]) == 8  # five are wanted; the second recording is taken whole
+    assert split({"a": videos["a"][:4]}, share=0.5, group="g0")[1] == {"a": []}
+
+
+def test_videos_in_no_subfolder_have_no_label(tmp_path):
+    folder = folder_of(tmp_path, "x.mp4", "y.mp4")
+    assert find_videos(folder) == {UNLABELLED: ["x.mp4", "y.mp4"]}
+    assert main([str(folder), "--val=0"]) == 0
+    assert (folder / "train.csv").read_text() == "path\nx.mp4\ny.mp4\n"
+    assert not (folder / "classes.txt").exists() and not (folder / "val.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        (("a/notes.txt",), "holds no videos"),
+        (("a/x.mp4", "y.mp4"), "1 videos beside its class folders, y.mp4"),
+        (("train/a/x.mp4", "val/a/y.mp4"), "train and val, which are parts of a set"),
+    ],
+)
+def test_a_folder_that_cannot_be_listed_is_refused(tmp_path, names, sentence):
+    with pytest.raises(ListError, match=sentence):
+        find_videos(folder_of(tmp_path, *names))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "sentence"),
+    [
+        ({"share": 1.0}, "a share of 1"),
+        ({"share": 0.2, "group": "("}, "no regular expression"),
+        ({"share": 0.2, "group": "z"}, "not found in a/x"),
+    ],
+)
+def test_a_split_that_cannot_be_drawn_is_refused(wanted, sentence):
+    with pytest.raises(ListError, match=sentence):
+        split({"a": ["a/x", "a/y"]}, **wanted)
+
+
+def test_another_list_is_not_overwritten(tmp_path, capsys):
+    folder = folder_of(tmp_path, *(f"a/{i}.mp4" for i in range(9)))
+    assert main([str(folder)]) == main([str(folder)]) == 0
+    assert main([str(folder), "--seed=5"]) == 1
+    assert "is there already" in capsys.readouterr().err
+    assert main([str(tmp_path / "nowhere")]) == 1
+    assert "is not a folder" in capsys.readouterr().err
