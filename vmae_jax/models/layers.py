@@ -12,7 +12,12 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from vmae_jax.models import init
-from vmae_jax.ops.attention import IMPLEMENTATIONS, attention, cosine_queries_keys
+from vmae_jax.ops.attention import (
+    IMPLEMENTATIONS,
+    attention,
+    attention_weights,
+    cosine_queries_keys,
+)
 from vmae_jax.ops.drop_path import drop_path
 from vmae_jax.ops.packed_attention import packed_attention
 
@@ -150,6 +155,14 @@ class Attention(nnx.Module):
             context = self._separate(x)
         return checkpoint_name(self.proj(checkpoint_name(context, "context")), "attn_out")
 
+    def weights(self, x: jax.Array) -> jax.Array:
+        """How much each token (row) takes of each other, float32 [B, heads, N, N].
+
+        To look at: the layer itself may use an implementation that never holds them.
+        """
+        q, k, _ = self._project(x)
+        return attention_weights(q, k, scale=self._scale())
+
     def _scale(self) -> float:
         if self.options.cosine_attention:
             return 1.0
@@ -166,12 +179,10 @@ class Attention(nnx.Module):
 
     def _separate(self, x: jax.Array) -> jax.Array:
         q, k, v = self._project(x)
-        if self.options.cosine_attention:
-            q, k = cosine_queries_keys(q, k, self.scale[...])
         context = attention(q, k, v, scale=self._scale(), impl=self.options.attention)
         return context.reshape(*x.shape[:2], -1)
 
-    def _project(self, x: jax.Array) -> list[jax.Array]:
+    def _project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         # Three matmuls rather than one and a split: each result gets the layout attention wants.
         dtype = self.options.dtype
         kernels = jnp.split(self.qkv.kernel[...].astype(dtype), 3, axis=1)
@@ -184,7 +195,10 @@ class Attention(nnx.Module):
             y = y if bias is None else y + bias.astype(dtype)
             y = y.reshape(*x.shape[:2], self.heads, self.head_dim)
             projected.append(checkpoint_name(y, "qkv"))
-        return projected
+        q, k, v = projected
+        if self.options.cosine_attention:
+            q, k = cosine_queries_keys(q, k, self.scale[...])
+        return q, k, v
 
 
 class Mlp(nnx.Module):
@@ -231,6 +245,10 @@ class Block(nnx.Module):
         if self.layer_scale:
             mlp = mlp * self.gamma_2[...].astype(mlp.dtype)
         return x + self._dropped(mlp, rate, keys, 1)
+
+    def attention(self, x: jax.Array) -> jax.Array:
+        """Attention weights [B, heads, N, N] of the tokens [B, N, D] that enter the block."""
+        return self.attn.weights(self.norm1(x))
 
     @staticmethod
     def _dropped(branch, rate, keys, which):

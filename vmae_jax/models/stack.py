@@ -53,8 +53,7 @@ def run_stack(
     graphdef, params = nnx.split(blocks)
     depth = jax.tree.leaves(params)[0].shape[0]
     if layers is not None:
-        if not 1 <= layers <= depth:
-            raise ValueError(f"layer {layers} of a stack of {depth} blocks; count from 1")
+        _check_layer(layers, depth)
         params, depth = jax.tree.map(lambda leaf: leaf[:layers], params), layers
     dropping = keys is not None and options.drop_path > 0
     rates = jnp.asarray(drop_path_rates(options.drop_path, depth))
@@ -74,6 +73,22 @@ def run_stack(
     for i in range(depth):
         x, _ = body(x, jax.tree.map(lambda leaf, i=i: leaf[i], inputs))
     return x
+
+
+def block_of(blocks: Block, layer: int) -> Block:
+    """One block of `build_stack`, counted from 1, with its own parameters: to be called as it is.
+
+    Raises:
+      ValueError: there are not so many.
+    """
+    graphdef, params = nnx.split(blocks)
+    _check_layer(layer, jax.tree.leaves(params)[0].shape[0])
+    return nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[layer - 1], params))
+
+
+def _check_layer(layer: int, depth: int) -> None:
+    if not 1 <= layer <= depth:
+        raise ValueError(f"layer {layer} of a stack of {depth} blocks; count from 1")
 
 
 def gathered(params):

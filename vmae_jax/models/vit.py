@@ -8,7 +8,7 @@ from flax import nnx
 
 from vmae_jax.models import init
 from vmae_jax.models.layers import LayerNorm, Linear, StackOptions
-from vmae_jax.models.stack import build_stack, run_stack
+from vmae_jax.models.stack import block_of, build_stack, run_stack
 from vmae_jax.ops.patches import Grid, Tubelet
 from vmae_jax.ops.pos_embed import sincos_table
 from vmae_jax.variants import POOLINGS, StackSpec
@@ -98,6 +98,28 @@ class ViTEncoder(nnx.Module):
         Returns:
           [B, K, D] in the compute dtype.
         """
+        x = self._embed(patches, idx, grid)
+        x = run_stack(self.blocks, x, self.options, keys=keys, layers=layer)
+        return self.norm(x) if self.final_norm and layer is None else x
+
+    def attention(self, patches: jax.Array, *, grid: Grid, layer: int) -> jax.Array:
+        """How much each token takes of each other in one layer, in evaluation mode.
+
+        Args:
+          patches: normalised patch vectors of all tokens, [B, N, P].
+          grid: tokens along (time, height, width); static.
+          layer: from 1.
+
+        Returns:
+          float32 [B, heads, N, N], a row for each token that takes; rows sum to one.
+        """
+        x = self._embed(patches, None, grid)
+        if layer > 1:
+            x = run_stack(self.blocks, x, self.options, layers=layer - 1)
+        return block_of(self.blocks, layer).attention(x)
+
+    def _embed(self, patches: jax.Array, idx: jax.Array | None, grid: Grid) -> jax.Array:
+        """Patch vectors [B, K, P] -> tokens [B, K, D] with their positions."""
         num_tokens = grid[0] * grid[1] * grid[2]
         if patches.ndim != 3 or patches.shape[-1] != self.values:
             raise ValueError(f"expected patches [B, K, {self.values}], got {patches.shape}")
@@ -106,10 +128,7 @@ class ViTEncoder(nnx.Module):
                 f"{patches.shape[1]} patches a clip for a grid {tuple(grid)} of {num_tokens}; "
                 "give idx where only some are encoded"
             )
-        x = self.patch_embed(patches)
-        x = add_positions(x, self._table(num_tokens), idx)
-        x = run_stack(self.blocks, x, self.options, keys=keys, layers=layer)
-        return self.norm(x) if self.final_norm and layer is None else x
+        return add_positions(self.patch_embed(patches), self._table(num_tokens), idx)
 
     def _table(self, num_tokens: int):
         if not self.learned_positions:

@@ -110,6 +110,21 @@ def attention(
     )
 
 
+def attention_weights(q: jax.Array, k: jax.Array, *, scale: float) -> jax.Array:
+    """softmax(scale * q k^T), which `attention` applies to the values, written out to look at.
+
+    Args:
+      q, k: [B, N, heads, head_dim].
+      scale: static factor on the scores.
+
+    Returns:
+      float32 [B, heads, N, N], a row for each query; rows sum to one.
+    """
+    q, k = q.astype(jnp.float32), k.astype(jnp.float32)
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q * scale, k, precision=jax.lax.Precision.HIGHEST)
+    return jax.nn.softmax(scores, axis=-1)
+
+
 def cosine_queries_keys(
     q: jax.Array, k: jax.Array, log_scale: jax.Array
 ) -> tuple[jax.Array, jax.Array]:

@@ -44,6 +44,8 @@ class Encoder:
         those of the last layer after the final norm, if the model has one.
       pooled: `(params, batch) -> float32 [B, D]`, what the model's own head sees; of a model
         without a head the mean of its last tokens.
+      attention: `(params, batch, layer) -> float32 [B, heads, N, N]`, how much each token (row)
+        takes of each other in a layer; rows sum to one. None where layers attend otherwise.
     """
 
     depth: int
@@ -51,6 +53,7 @@ class Encoder:
     grid: Callable[[int], Grid]
     tokens: Callable[[Params, Batch, int], jax.Array]
     pooled: Callable[[Params, Batch], jax.Array]
+    attention: Callable[[Params, Batch, int], jax.Array] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

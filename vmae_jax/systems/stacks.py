@@ -94,10 +94,15 @@ def vit_encoder(
         )
         return encoded.astype(jnp.float32)
 
+    def attention(params: Params, batch: Batch, layer: int) -> jax.Array:
+        patches = patches_of(config, batch, config.model.tubelet)
+        return network.apply(params["encoder"], patches, grid=grid, layer=layer, method="attention")
+
     return Encoder(
         depth=depth,
         width=lambda layer: config.model.encoder.width,
         grid=lambda layer: grid,
         tokens=tokens,
         pooled=pooled or (lambda params, batch: tokens(params, batch, depth).mean(axis=1)),
+        attention=attention,
     )
