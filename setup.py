@@ -75,6 +75,7 @@ EXTRAS = {
         "torch>=2.6",
         "transformers>=4.46",
         "decord>=0.6; platform_machine == 'x86_64'",
+        "matplotlib>=3.9",
     ],
     "prepare": ["apache-beam>=2.70"],
     # Videos and lists in buckets.

@@ -1,0 +1,37 @@
+r"""VideoMAE V2 pretraining of a small ViT on few real clips, for benchmarks/learning.
+
+Run:    python -m vmae_jax.main --config=benchmarks/learning/pretrain.py \
+            --config.data.manifest=train.csv --workdir=runs/learning/pretrain
+Expect: see benchmarks/RESULTS.md, "Does it learn".
+"""
+
+from vmae_jax.config import configured, pretrain_defaults, stack
+from vmae_jax.variants import StackSpec
+
+
+def get_config(mode=""):
+    config = pretrain_defaults()
+    config.model.encoder = stack(StackSpec(width=192, depth=6, heads=3))
+    config.model.decoder = stack(StackSpec(width=96, depth=2, heads=3))
+    for part in (config.model.encoder, config.model.decoder):
+        part.remat = "none"
+    config.model.tubelet = (2, 12, 12)
+    config.model.dtype = "float32"
+    config.masking.encoder = ("tube", 0.75)
+    config.masking.decoder = ("running_cell", 0.5)
+    config.data.frames = 8
+    config.data.stride = 4
+    config.data.size = (96, 96)
+    config.data.repeats = 4
+    config.data.flip = True
+    config.optim.base_lr = 1e-3
+    config.optim.lr_per_videos = 16.0
+    config.optim.min_lr = 1e-5
+    config.optim.warmup_epochs = 5.0
+    config.train.epochs = 100
+    config.train.steps = 2400
+    config.train.batch_videos = 16
+    config.train.log_every = 50
+    config.train.picture_every = 400
+    config.train.checkpoint_every = 400
+    return configured(config, mode)
