@@ -205,7 +205,7 @@ class RecordSet(Source):
         header, parts = unpack(record, where)
         label = int(self._index.labels[i])
         if header["kind"] == "jpeg":
-            return EncodedPictures(where, tuple(parts), label)
+            return EncodedPictures(where, tuple(parts), label, header.get("fps") or 0.0)
         return EncodedVideo(where, bytes(parts[0]), label)
 
     def _place(self, i: int) -> tuple[str, int]:

@@ -22,7 +22,7 @@ from vmae_jax.data.folders import (
     stack_pictures,
 )
 from vmae_jax.data.manifest import Clip
-from vmae_jax.data.video import Limits, iterate_frames, read_frames
+from vmae_jax.data.video import Limits, frame_times, iterate_frames, read_frames
 
 
 class StoredVideo(Protocol):
@@ -49,6 +49,10 @@ class StoredVideo(Protocol):
     def frames(self, limits: Limits) -> Iterator[np.ndarray]:
         """Decodes all usable frames in order: uint8 [H, W, 3] each; raises as `read` does."""
 
+    def times(self, count: int, limits: Limits) -> np.ndarray:
+        """When the first `count` usable frames are shown: float64 [count], seconds from the first
+        frame of the file, NaN where nobody knows; raises as `read` does."""
+
     def sha256(self) -> str:
         """Of the bytes that are stored; raises as `read` does."""
 
@@ -73,6 +77,12 @@ class EncodedVideo:
         """See `StoredVideo`."""
         return iterate_frames(self.data, limits, start=self.start, end=self.end, name=self.where)
 
+    def times(self, count: int, limits: Limits) -> np.ndarray:
+        """See `StoredVideo`."""
+        return frame_times(
+            self.data, count, limits, start=self.start, end=self.end, name=self.where
+        )
+
     def sha256(self) -> str:
         """Of the file."""
         return hashlib.sha256(self.data).hexdigest()
@@ -95,6 +105,10 @@ class PictureFolder:
         for i in range(self.clip.total_frames):
             yield self.read([i], limits)[0]
 
+    def times(self, count: int, limits: Limits) -> np.ndarray:
+        """Pictures in a folder have none."""
+        return np.full(count, np.nan)
+
     def sha256(self) -> str:
         """Of its pictures' files, one after another."""
         digest = hashlib.sha256()
@@ -105,11 +119,15 @@ class PictureFolder:
 
 @dataclass(frozen=True)
 class EncodedPictures:
-    """The frames of a video as encoded pictures in memory; only the chosen ones are decoded."""
+    """The frames of a video as encoded pictures in memory; only the chosen ones are decoded.
+
+    `fps` is 0 where nobody knows it.
+    """
 
     where: str
     pictures: tuple[bytes | memoryview, ...]
     label: int = -1
+    fps: float = 0.0
 
     def read(self, choose: Choose, limits: Limits) -> np.ndarray:
         """See `StoredVideo`."""
@@ -125,6 +143,10 @@ class EncodedPictures:
         """See `StoredVideo`."""
         for i in range(len(self.pictures)):
             yield self.read([i], limits)[0]
+
+    def times(self, count: int, limits: Limits) -> np.ndarray:
+        """By the frame rate."""
+        return np.arange(count) / (self.fps or np.nan)
 
     def sha256(self) -> str:
         """Of the pictures, one after another."""

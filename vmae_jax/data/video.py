@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import stat
 import time
@@ -183,6 +184,28 @@ def iterate_frames(
     """
     with _opened(source, limits, name) as reader:
         yield from reader.frames(start, end)
+
+
+def frame_times(
+    source: str | Path | bytes,
+    count: int,
+    limits: Limits = DEFAULT_LIMITS,
+    *,
+    start: float | None = None,
+    end: float | None = None,
+    name: str | None = None,
+) -> np.ndarray:
+    """When the first `count` usable frames are shown, without decoding; see `read_frames`.
+
+    Returns:
+      float64 [count], seconds from the first frame of the file; where packets have no times that
+      can be trusted, by the frame rate; NaN where there is none either.
+
+    Raises:
+      VideoError: the file is unusable.
+    """
+    with _opened(source, limits, name) as reader:
+        return reader.times(count, start, end)
 
 
 def count_frames(
@@ -387,6 +410,17 @@ class _Reader:
             raise VideoError(
                 self._path, f"{len(wanted)} of {stop - first} frames cannot be decoded"
             )
+
+    def times(self, count: int, start: float | None, end: float | None) -> np.ndarray:
+        if self.exact_times:
+            first, _ = self._usable(start, end)
+            origin, unit = self._shown_pts[0], self._stream.time_base
+            shown = self._shown_pts[first : first + count]
+            return np.array([float((p - origin) * unit) for p in shown])
+        listed = self._counted_times(len(self._shown_pts), start, end)
+        first, _ = self._range(listed, start, end)
+        rate = float(self._stream.average_rate or self._stream.guessed_rate or math.nan)
+        return (first + np.arange(count)) / rate
 
     def _counted_times(self, count: int, start: float | None, end: float | None) -> np.ndarray:
         """Times in seconds of frames that are only counted."""
