@@ -77,6 +77,8 @@ EXTRAS = {
         "decord>=0.6; platform_machine == 'x86_64'",
         "matplotlib>=3.9",
     ],
+    # Features in one file instead of a file for each video.
+    "features": ["h5py>=3.11"],
     "prepare": ["apache-beam>=2.70"],
     # Videos and lists in buckets.
     "gcs": ["gcsfs>=2025.3"],

@@ -53,6 +53,7 @@ CONFINED = {
     "torch": ("convert/torch_reader.py", "tools/bench"),
     "transformers": ("tools/bench",),
     "wandb": ("train/",),
+    "h5py": ("evals/window_features.py",),
     "apache_beam": ("data/", "tools/"),
 }
 BANNED = {"tensorflow", "clu", "decord", "torchvision", "pytorchvideo"}
