@@ -25,19 +25,34 @@ def train(recipe, videos, workdir, configs, **fields):
     config.data.update(manifest=str(videos / "train.csv"), **SMALL)
     config.train.update(steps=2, log_every=1, checkpoint_every=2, batch_videos=8)  # 8 devices
     config.model.dtype = "float32"
+    config.eval.update(every=2, manifest=str(videos / "val.csv"))
+    if "probes" in config.eval:
+        config.eval.probes = ("knn",)
     for name, value in fields.items():
         config[name] = value
     return main.run(config, str(workdir))
+
+
+def evaluated(workdir):
+    """The row of the evaluation after step 2, beside that of the step's loss."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    (row,) = (row for row in rows if "eval_s" in row)
+    assert row["step"] == 2 and "loss" not in row
+    return row
 
 
 def test_each_stage_begins_with_the_weights_of_the_one_before(videos, tmp_path, request, caplog):
     configs = request.config.rootpath / "configs"
     pretrained, post, tuned = (tmp_path / name for name in ("pretrain", "post", "finetune"))
     assert train("v2_vitb", videos, pretrained, configs).step == 2
+    assert 0 <= evaluated(pretrained)["knn_top1"] <= 1
     with caplog.at_level(logging.INFO, logger="vmae_jax"):
         train("v2_vitb_k710_ft", videos, post, configs, init_from=str(pretrained))
     assert "ignored (the classifier has no decoder)" in caplog.text
     assert "4 kept at initial values" in caplog.text
+    row = evaluated(post)
+    assert row["val_top1"] <= row["val_top5"] and row["val_failures"] == 0
+    assert 0 < row["eval_share"] < 1
     written = json.loads((post / "config.json").read_text())
     assert written["model"]["num_classes"] == 10  # of the data, not of a list
     assert written["model"]["class_names"][0] == "left"

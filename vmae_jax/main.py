@@ -20,6 +20,7 @@ from vmae_jax import assemble, distributed, systems
 from vmae_jax import config as config_lib
 from vmae_jax.data.pipeline import ClipPipeline
 from vmae_jax.errors import UserError
+from vmae_jax.evals.hook import make_hook
 from vmae_jax.evals.reconstruct import make_draw
 from vmae_jax.train.loop import Outcome, Trainer
 from vmae_jax.train.sharding import make_mesh
@@ -77,7 +78,10 @@ def run(config: ConfigDict, workdir: str) -> Outcome:
     pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
     _describe(config, plan, num_videos)
     draw = make_draw(system) if system.reconstruct else None
-    trainer = Trainer(system, assemble.make_run(config, plan), workdir, draw=draw)
+    evaluate = make_hook(system, config, assemble.pipeline_options)
+    trainer = Trainer(
+        system, assemble.make_run(config, plan), workdir, draw=draw, evaluate=evaluate
+    )
     return trainer.fit(
         lambda step: assemble.open_pipeline(config, start_step=step),
         ClipPipeline.check_state,

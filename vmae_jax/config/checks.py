@@ -116,7 +116,7 @@ _CHECKS: tuple[_Check, ...] = (
     _one_of("model.channels", 1, 3),
     _one_of("data.style", "auto", "csv", "path_label", "path_start_total"),
     _one_of("data.sampling", "dense", "window", "segments"),
-    _one_of("data.select", "random", "centre", "views"),
+    ("data.select", lambda v: v == "random", "'centre' and 'views' are for tests, not training"),
     ("data.views", lambda v: len(v) == 2 and min(v) > 0, "must be (clips, crops) of a video"),
     _one_of("data.crop", "multi_scale", "resized", "views", "centre", "none"),
     _one_of("data.filter", "antialias", "bilinear"),
