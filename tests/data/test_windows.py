@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import threading
 import weakref
@@ -5,7 +6,8 @@ import weakref
 import numpy as np
 import pytest
 
-from vmae_jax.data.clips import PipelineOptions
+from vmae_jax.data import windows as module
+from vmae_jax.data.clips import PipelineError, PipelineOptions
 from vmae_jax.data.sources import open_source
 from vmae_jax.data.video import read_frames, write_video
 from vmae_jax.data.windows import End, Sliding, Window, WindowFeed, windows
@@ -139,11 +141,21 @@ def test_leaving_early_ends_the_threads(listed):
 
 
 def test_an_error_that_is_not_the_videos_is_raised(listed, monkeypatch):
-    from vmae_jax.data import windows as module
-
     def broken(*_args):
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(module, "crop_frame", broken)
     with feed(listed) as events, pytest.raises(RuntimeError, match="a bug"):
         list(events)
+
+
+def test_a_decoder_that_hangs_is_named(listed, monkeypatch):
+    released = threading.Event()
+    monkeypatch.setattr(module, "crop_frame", lambda *_args: released.wait(60))
+    options = dataclasses.replace(feed(listed)._options, stall_timeout_s=0.5)
+    with feed(listed, options=options, workers=1) as events:
+        with pytest.raises(
+            PipelineError, match=r"no window came for 0\.5 s .*v0\.mp4; put an empty"
+        ):
+            list(events)
+        released.set()

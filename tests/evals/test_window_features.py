@@ -71,7 +71,13 @@ def test_windows_of_mixed_videos_share_batches_and_return_to_their_own():
 
     kept = Kept()
     names = dict(enumerate("abcd"))
-    done = features.extract(forward, events, kept, names=names, batch=4)
+    seen = []
+
+    def on_batch(done, windows):
+        seen.append((windows, len(done.windows), len(done.failures)))
+
+    done = features.extract(forward, events, kept, names=names, batch=4, on_batch=on_batch)
+    assert seen == [(4, 0, 0), (6, 2, 2)]
     assert batches == [[1, 11, 2, 21], [12, 13, 0, 0]]  # filled up with black
     assert kept == {"a": [2, 4], "b": [22, 24, 26]}
     assert done.windows == {"a": 2, "b": 3}

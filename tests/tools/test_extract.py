@@ -93,7 +93,7 @@ def test_a_list_with_a_bad_video(made, model, tmp_path, capsys):
     assert facts["config"]["data"]["frames"] == WINDOW
 
 
-def test_hdf5_of_a_layer_before_the_last(made, model, tmp_path):
+def test_hdf5_of_a_layer_before_the_last(made, model, tmp_path, capsys):
     h5py = pytest.importorskip("h5py")
     flags = ["--layer=1", "--pooling=slot", "--format=hdf5", "--dtype=float16"]
     assert command(made, tmp_path, *flags) == 0
@@ -112,6 +112,9 @@ def test_hdf5_of_a_layer_before_the_last(made, model, tmp_path):
     assert note(tmp_path)["this_run"]["videos"] == 1
     with h5py.File(tmp_path / "features.h5") as file:
         assert file["short.mp4"].attrs["complete"] and file["short.mp4"]["label"][()] == 0
+    (tmp_path / "features.h5").write_bytes(b"half a file")
+    assert command(made, tmp_path, *flags) == 2
+    assert "Delete it and begin again" in capsys.readouterr().err
 
 
 def test_the_preset_of_temporal_action_detection(made, tmp_path):

@@ -18,11 +18,12 @@ from typing import NamedTuple
 import numpy as np
 
 from vmae_jax.data import transforms
-from vmae_jax.data.clips import PipelineOptions, take_crops
+from vmae_jax.data.clips import PipelineError, PipelineOptions, take_crops
 from vmae_jax.data.source import Source
 from vmae_jax.data.video import VideoError
 
 _POLL_S = 0.2  # how soon a thread that waits notices that it is to stop
+_JOIN_S = 5.0  # for it to end; one that is stuck in a decoder never will
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,8 +147,8 @@ class WindowFeed:
           source: of the videos.
           records: which of them.
           sliding: where windows lie.
-          options: how frames are cropped, and the limits on a video; the limit on its time does not
-            count, since a thread may have to wait for room.
+          options: how frames are cropped, `stall_timeout_s`, and limits on a video; the one on its
+            time does not count, since a thread may have to wait for room.
           workers: threads; each decodes one video at a time.
           ahead: windows that are held ready.
         """
@@ -158,6 +159,7 @@ class WindowFeed:
         for record in records:
             self._todo.put(record)
         self._ready: queue.Queue[tuple[int, Window | End] | Exception] = queue.Queue(ahead)
+        self._at: dict[int, str] = {}  # videos that are being decoded
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=self._work, name=f"windows-{i}", daemon=True)
@@ -172,16 +174,24 @@ class WindowFeed:
     def __exit__(self, *_exc) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join()
+            thread.join(_JOIN_S)
 
     def __iter__(self) -> Iterator[tuple[int, Window | End]]:
         """Yields (record, one of its windows or its end).
 
         Raises:
+          PipelineError: nothing came for `options.stall_timeout_s`.
           whatever else than a VideoError a thread met.
         """
         while self._left:
-            item = self._ready.get()
+            try:
+                item = self._ready.get(timeout=self._options.stall_timeout_s)
+            except queue.Empty:
+                busy = ", ".join(list(self._at.values()))
+                raise PipelineError(
+                    f"no window came for {self._options.stall_timeout_s:g} s while decoding {busy}; "
+                    "put an empty file in the place of one that hangs the decoder, and go on"
+                ) from None
             if isinstance(item, Exception):
                 raise item
             self._left -= isinstance(item[1], End)
@@ -200,14 +210,17 @@ class WindowFeed:
             self._put(error)
 
     def _events(self, record: int) -> Iterator[Window | End]:
-        counted = _Counted()
+        counted, where = _Counted(), self._source.where(record)
+        self._at[record] = where
         try:
             stored = self._source.fetch(record, self._limits)
-            frames = counted.each(stored.frames(self._limits), self._source.where(record))
+            frames = counted.each(stored.frames(self._limits), where)
             yield from windows(frames, self._sliding, lambda f: crop_frame(f, self._options))
             yield End(stored.label, stored.times(counted.count, self._limits))
         except VideoError as error:
             yield End(error=error)
+        finally:
+            del self._at[record]
 
     def _put(self, item: tuple[int, Window | End] | Exception) -> bool:
         """Waits for room; False if there is nobody left to take it."""

@@ -70,17 +70,24 @@ def make_features(
 
 
 class Recorded:
-    """The features of one video as they come, window by window."""
+    """The features of one video as they come, window by window.
+
+    Attributes:
+      dtype: of the features.
+    """
 
     def __init__(self) -> None:
         self._file = tempfile.SpooledTemporaryFile(max_size=_HELD_BYTES)  # noqa: SIM115
         self._index: list[np.ndarray] = []
         self._padded: list[bool] = []
-        self._row: np.ndarray | None = None
+        self._row_shape: tuple[int, ...] = ()
+        self._row_bytes = 0
+        self.dtype = np.dtype(np.float32)
 
     def add(self, window: Window, features: np.ndarray) -> None:
         """Takes those of the next window."""
-        self._row = features
+        self._row_shape, self._row_bytes = features.shape, features.nbytes
+        self.dtype = features.dtype
         self._index.append(window.index)
         self._padded.append(window.padded)
         self._file.write(np.ascontiguousarray(features).tobytes())
@@ -91,12 +98,7 @@ class Recorded:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of all features together."""
-        return (len(self), *self._row.shape)
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Of the features."""
-        return self._row.dtype
+        return (len(self), *self._row_shape)
 
     def facts(self, end: End) -> dict[str, np.ndarray]:
         """What is kept beside the features."""
@@ -111,9 +113,9 @@ class Recorded:
 
     def blocks(self) -> Iterator[bytes]:
         """The features in order, whole windows at a time."""
-        row_bytes = self._row.nbytes
         self._file.seek(0)
-        while block := self._file.read(max(1, _HELD_BYTES // row_bytes) * row_bytes):
+        rows = max(1, _HELD_BYTES // self._row_bytes)
+        while block := self._file.read(rows * self._row_bytes):
             yield block
 
     def close(self) -> None:
@@ -231,7 +233,7 @@ def extract(
     *,
     names: Mapping[int, str],
     batch: int,
-    on_end: Callable[[Extracted], None] = lambda extracted: None,
+    on_batch: Callable[[Extracted, int], None] = lambda done, windows: None,
 ) -> Extracted:
     """Computes the features of windows in batches, whatever videos they are of, and keeps them.
 
@@ -241,16 +243,19 @@ def extract(
       files: where to.
       names: of the videos, by number.
       batch: windows at a time; the last batch is filled up with black ones, which are dropped.
-      on_end: is called whenever a video is over.
+      on_batch: is called after each batch with what came of the run so far, and the number of
+        windows computed.
     """
-    done = Extracted()
+    done, num_windows = Extracted(), 0
     open_videos: dict[int, Recorded] = collections.defaultdict(Recorded)
 
     def retire(group: list[tuple[int, Window | End]], computed: jax.Array | None) -> None:
+        nonlocal num_windows
         rows = iter(() if computed is None else np.asarray(computed))
         for number, event in group:
             if isinstance(event, Window):
                 open_videos[number].add(event, next(rows))
+                num_windows += 1
                 continue
             recorded, name = open_videos.pop(number, None), names[number]
             if event.error is None:
@@ -260,7 +265,7 @@ def extract(
                 done.failures[name] = event.error.reason
             if recorded is not None:
                 recorded.close()
-            on_end(done)
+        on_batch(done, num_windows)
 
     waiting: collections.deque[tuple[list[tuple[int, Window | End]], jax.Array | None]]
     waiting = collections.deque()

@@ -201,9 +201,7 @@ def file_names(source: Source) -> list[str]:
     return list(names)
 
 
-def extract(
-    extraction: Extraction, out: str, *, batch: int, workers: int
-) -> tuple[Extracted, dict[str, Any]]:
+def extract(extraction: Extraction, out: str, *, batch: int, workers: int) -> dict[str, Any]:
     """Extracts what is not there yet, on the mesh that is set.
 
     Args:
@@ -213,10 +211,11 @@ def extract(
       workers: threads that decode.
 
     Returns:
-      (what came of this run, the content of extract.json).
+      the content of extract.json.
 
     Raises:
       FeatureError: the folder holds features of something else, or cannot be used.
+      PipelineError: a decoder hangs.
     """
     settings, names = extraction.settings, extraction.names
     forward = _forward(extraction.model, settings)
@@ -238,13 +237,18 @@ def extract(
         ahead=batch,
     )
     with feed, tqdm(total=len(names), initial=len(finished), unit="video", disable=None) as bar:
+
+        def show(done: Extracted, windows: int) -> None:
+            bar.set_postfix(windows=windows, refresh=False)
+            bar.update(len(finished) + len(done.windows) + len(done.failures) - bar.n)
+
         extracted = features.extract(
             forward,
             feed,
             files,
             names=dict(enumerate(names)),
             batch=batch,
-            on_end=lambda so_far: bar.update(),
+            on_batch=show,
         )
     facts |= {
         "counts": {
@@ -262,7 +266,7 @@ def extract(
         "versions": versions(),
     }
     _write_note(note, facts)
-    return extracted, facts
+    return facts
 
 
 def _check_note(path: str, facts: dict[str, Any]) -> bool:
@@ -417,7 +421,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 root=args.root,
                 max_bytes=args.max_bytes,
             )
-            _, facts = extract(extraction, args.out, batch=args.batch, workers=args.workers)
+            facts = extract(extraction, args.out, batch=args.batch, workers=args.workers)
     except (UserError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
