@@ -84,7 +84,14 @@ EXTRAS = {
     "gcs": ["gcsfs>=2025.3"],
     "s3": ["s3fs>=2025.3"],
     "wandb": ["wandb>=0.18"],
-    "notebooks": ["ipywidgets>=8.1", "jupyterlab>=4.2", "matplotlib>=3.9", "nbclient>=0.10"],
+    "notebooks": [
+        "ipykernel>=6.29",
+        "ipywidgets>=8.1",
+        "jupyterlab>=4.2",
+        "matplotlib>=3.9",
+        "nbclient>=0.10",
+        "nbformat>=5.10",
+    ],
     "dev": [
         *TEST,
         "build>=1.2",
