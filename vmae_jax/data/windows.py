@@ -189,8 +189,9 @@ class WindowFeed:
             except queue.Empty:
                 busy = ", ".join(list(self._at.values()))
                 raise PipelineError(
-                    f"no window came for {self._options.stall_timeout_s:g} s while decoding {busy}; "
-                    "put an empty file in the place of one that hangs the decoder, and go on"
+                    f"no window came for {self._options.stall_timeout_s:g} s while decoding "
+                    f"{busy}; put an empty file in the place of one that hangs the decoder, and "
+                    "go on"
                 ) from None
             if isinstance(item, Exception):
                 raise item
