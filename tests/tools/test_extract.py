@@ -210,6 +210,7 @@ def test_what_cannot_be_is_said_before_any_work(
     [
         (["--preset=tad", "--window=8", "a.mp4"], "--preset=tad decides --window"),
         ([], "give either video files or --manifest"),
+        (["--step=0", "a.mp4"], "argument --step: '0'; give a whole number from 1 on"),
         (["--manifest=x.csv", "a.mp4"], "give either video files or --manifest"),
     ],
 )
