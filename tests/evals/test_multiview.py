@@ -104,7 +104,7 @@ def test_figures_by_hand():
     assert result.class_accuracies() == {0: 0.5, 1: 0.5, 2: 0.0}
     assert result.group("^dark_") == {"top1": 0.5, "videos": 4}
     assert result.confusion().tolist() == [[1, 0, 0], [1, 1, 0], [0, 1, 0]]
-    with pytest.raises(passes.EvaluationError, match="fits the class of no video"):
+    with pytest.raises(passes.EvaluationError, match="fits no class; names of classes: dark_run"):
         result.group("swim")
 
 

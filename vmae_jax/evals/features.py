@@ -23,15 +23,13 @@ class Features:
       pooled: float32 [n, D], what the model's head sees, or would see; None where not asked for.
       tokens: bfloat16 [n, N, D], the last layer's; None where not asked for.
       labels: int32 [n].
-      videos: of the set; those that could not be read have no features.
-      failures: record of such a video -> reason.
+      missing: int32 [m], labels of videos that could not be read (-1: unknown).
     """
 
     pooled: np.ndarray | None
     tokens: np.ndarray | None
     labels: np.ndarray
-    videos: int
-    failures: Mapping[int, str]
+    missing: np.ndarray
 
 
 def make_extract(system: System, kinds: Sequence[str]) -> Forward:
@@ -91,8 +89,7 @@ def read_features(
         pooled=kept["pooled"][:filled] if "pooled" in kept else None,
         tokens=kept["tokens"][:filled] if "tokens" in kept else None,
         labels=labels,
-        videos=len(source),
-        failures=reading.failures,
+        missing=np.array([source.label(record) for record in reading.failures], np.int32),
     )
 
 

@@ -4,6 +4,7 @@ Heads with different rates lie side by side on a leading axis; they see the same
 know of each other. Batches do not depend on the number of devices.
 """
 
+import collections
 import dataclasses
 import functools
 import math
@@ -18,6 +19,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vmae_jax.evals.passes import everywhere
+
+_STEPS_IN_FLIGHT = 2
 
 Head = Any
 
@@ -63,10 +66,14 @@ def train_heads(
     schedule = optax.warmup_cosine_decay_schedule(0.0, 1.0, steps // 10, steps)
     factors = iter(np.asarray(jax.vmap(schedule)(np.arange(steps))))
     heads, state = _start(recipe, jax.random.key(seed), features.shape[1:], classes)
+    in_flight: collections.deque[jax.Array] = collections.deque()
     for epoch in range(recipe.epochs):
         order = np.random.default_rng([seed, epoch]).permutation(len(features))
         for x, y, counted in _batches(features, labels, order, batch):
-            heads, state = _step(recipe, heads, state, x, y, counted, next(factors))
+            heads, state, losses = _step(recipe, heads, state, x, y, counted, next(factors))
+            in_flight.append(losses)
+            if len(in_flight) == _STEPS_IN_FLIGHT:  # or all batches would wait on the devices
+                in_flight.popleft().block_until_ready()
     return heads
 
 
@@ -79,7 +86,7 @@ def _start(recipe, key, shape, classes):
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
 def _step(recipe, heads, state, x, y, counted, factor):
-    """One update of all heads; clips that fill up the batch have no weight."""
+    """One update of all heads, and their losses; clips that fill up a batch have no weight."""
 
     def loss(head):
         told = optax.softmax_cross_entropy_with_integer_labels(
@@ -88,31 +95,34 @@ def _step(recipe, heads, state, x, y, counted, factor):
         return (told * counted).sum() / counted.sum()
 
     def update(head, state, rate):
-        grads = jax.grad(loss)(head)
+        value, grads = jax.value_and_grad(loss)(head)
         direction, state = recipe.direction.update(grads, state, head)
-        return jax.tree.map(lambda p, d: p - factor * rate * d, head, direction), state
+        return jax.tree.map(lambda p, d: p - factor * rate * d, head, direction), state, value
 
     return everywhere(jax.vmap(update)(heads, state, jnp.asarray(recipe.rates)))
 
 
-def count_correct(
+def find_correct(
     recipe: HeadRecipe, heads: Head, features: np.ndarray, labels: np.ndarray
 ) -> np.ndarray:
-    """int64 [heads, 2], clips whose label is the first, or among the first five answers."""
-    total = np.zeros((len(recipe.rates), 2), np.int64)
-    for x, y, counted in _batches(features, labels, np.arange(len(features)), recipe.batch):
-        total += np.asarray(_count(recipe, heads, x, y, counted), np.int64)
-    return total
+    """bool [heads, 2, n], whether a clip's label is the first, or among the first five answers."""
+    order = np.arange(len(features))
+    found = [
+        np.asarray(_correct(recipe, heads, x, y))
+        for x, y, _ in _batches(features, labels, order, recipe.batch)
+    ]
+    rows = [part[..., : recipe.batch] for part in found]  # without what fills up for the devices
+    return np.concatenate(rows, axis=-1)[..., : len(features)]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _count(recipe, heads, x, y, counted):
+def _correct(recipe, heads, x, y):
     logits = jax.vmap(recipe.logits, in_axes=(0, None))(heads, x.astype(jnp.float32))
-    return everywhere(jax.vmap(lambda answers: correct_at(answers, y, counted))(logits))
+    return everywhere(jax.vmap(lambda answers: correct_at(answers, y))(logits))
 
 
-def correct_at(answers: jax.Array, labels: jax.Array, counted: jax.Array) -> jax.Array:
-    """int32 [2], rows whose label is first, or among the first five, of answers [B, K].
+def correct_at(answers: jax.Array, labels: jax.Array) -> jax.Array:
+    """bool [2, B], whether the label is first, or among the first five, of answers [B, K].
 
     An answer that is not finite is never right.
     """
@@ -120,8 +130,7 @@ def correct_at(answers: jax.Array, labels: jax.Array, counted: jax.Array) -> jax
     ahead = (answers > own).sum(axis=1)
     # Of equal answers, those of smaller classes come first.
     ahead += ((answers == own) & (jnp.arange(answers.shape[1]) < labels[:, None])).sum(axis=1)
-    right = jnp.isfinite(own[:, 0]) & (counted > 0)
-    return jnp.stack([(right & (ahead < k)).sum() for k in (1, 5)])
+    return jnp.stack([jnp.isfinite(own[:, 0]) & (ahead < k) for k in (1, 5)])
 
 
 def _batches(

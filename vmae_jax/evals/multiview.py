@@ -89,18 +89,10 @@ class Result:
         Raises:
           EvaluationError: no pattern, no names, or no video of such a class.
         """
-        try:
-            chosen = [c for c, name in enumerate(self.class_names) if re.search(pattern, name)]
-        except re.error as error:
-            raise EvaluationError(
-                f"the group {pattern!r} is no regular expression: {error}"
-            ) from error
+        chosen = classes_named(pattern, self.class_names)
         inside = np.isin(self.labels, chosen)
         if not inside.any():
-            names = ", ".join(self.class_names[:5]) or "none are known; write classes.txt"
-            raise EvaluationError(
-                f"the group {pattern!r} fits the class of no video; names of classes: {names}"
-            )
+            raise EvaluationError(f"no video is of a class of the group {pattern!r}")
         return {"top1": float(self.correct()[inside].mean()), "videos": int(inside.sum())}
 
     def confusion(self) -> np.ndarray:
@@ -130,6 +122,22 @@ class Result:
                 said = [self.name_of(predicted[i]), f"{shares.max():.6f}", "; ".join(listed)]
             table.writerow([name, self.name_of(int(self.labels[i])), *said, reason])
         return file.getvalue()
+
+
+def classes_named(pattern: str, class_names: Sequence[str]) -> list[int]:
+    """Numbers of the classes in whose names a regular expression is found.
+
+    Raises:
+      EvaluationError: it is none, or is found in no name.
+    """
+    try:
+        chosen = [c for c, name in enumerate(class_names) if re.search(pattern, name)]
+    except re.error as error:
+        raise EvaluationError(f"the group {pattern!r} is no regular expression: {error}") from error
+    if not chosen:
+        names = ", ".join(class_names[:5]) or "none are known; write classes.txt"
+        raise EvaluationError(f"the group {pattern!r} fits no class; names of classes: {names}")
+    return chosen
 
 
 def make_classify(system: System) -> Forward:

@@ -20,7 +20,7 @@ from vmae_jax.evals.heads import (
     Head,
     HeadRecipe,
     correct_at,
-    count_correct,
+    find_correct,
     spread,
     train_heads,
 )
@@ -33,8 +33,10 @@ _TEMPERATURE = 0.07
 _QUERIES_AT_ONCE = 256
 _EPS = 1e-6
 
-# Setting of a probe, in words -> {"top1": ..., "top5": ...}, shares of 1.
+# Setting of a probe, in words -> {"top1": ..., "top5": ..., "top1 GROUP": ...}, shares of 1.
 Scores = dict[str, dict[str, float]]
+# Name -> numbers of the classes whose videos are also counted apart.
+Groups = Mapping[str, Sequence[int]]
 
 
 def kinds_of(probes: Sequence[str]) -> tuple[str, ...]:
@@ -44,7 +46,13 @@ def kinds_of(probes: Sequence[str]) -> tuple[str, ...]:
 
 
 def probe(
-    probes: Sequence[str], train: Features, val: Features, *, classes: int, seed: int = 0
+    probes: Sequence[str],
+    train: Features,
+    val: Features,
+    *,
+    classes: int,
+    groups: Groups | None = None,
+    seed: int = 0,
 ) -> dict[str, Scores]:
     """Runs probes on features; all processes call it together.
 
@@ -53,10 +61,17 @@ def probe(
       train: what they learn from.
       val: what they are asked about.
       classes: K.
+      groups: classes whose videos are also counted apart; all stay possible answers.
       seed: of what heads begin with.
     """
     run = {"knn": _knn, "linear": _linear, "attentive": _attentive}
-    return {name: run[name](train, val, classes, seed) for name in probes}
+    return {
+        name: {
+            setting: _shares(correct, val, groups or {})
+            for setting, correct in run[name](train, val, classes, seed).items()
+        }
+        for name in probes
+    }
 
 
 def make_probe(
@@ -66,6 +81,7 @@ def make_probe(
     open_train: Callable[[], ClipPipeline],
     open_val: Callable[[], ClipPipeline],
     classes: int,
+    groups: Groups | None = None,
     max_gib: float = MAX_GIB,
     seed: int = 0,
 ) -> Callable[[Params], dict[str, Scores]]:
@@ -77,6 +93,7 @@ def make_probe(
       open_train: opens the pass that probes learn from.
       open_val: opens the pass that they are asked about.
       classes: K.
+      groups: see `probe`.
       max_gib: memory on each host that the features of one pass may take.
       seed: of what heads begin with.
     """
@@ -87,7 +104,7 @@ def make_probe(
             train = read_features(extract, params, pipeline, max_gib=max_gib)
         with open_val() as pipeline:
             val = read_features(extract, params, pipeline, max_gib=max_gib)
-        return probe(probes, train, val, classes=classes, seed=seed)
+        return probe(probes, train, val, classes=classes, groups=groups, seed=seed)
 
     return run
 
@@ -115,16 +132,29 @@ def summary(scores: Mapping[str, Scores]) -> dict[str, float]:
     """The best setting's figures of each probe: {"linear_top1": ..., "linear_top5": ..., ...}."""
     found = {}
     for name, settings in scores.items():
-        best = max(settings.values(), key=lambda figures: figures["top1"])
+        best = max(settings.values(), key=lambda figures: (figures["top1"], figures["top5"]))
         found |= {f"{name}_{figure}": value for figure, value in best.items()}
     return found
 
 
-def _shares(correct: np.ndarray, videos: int) -> dict[str, float]:
-    return {"top1": float(correct[0] / videos), "top5": float(correct[1] / videos)}
+# Features and labels.
+_Kept = tuple[np.ndarray, np.ndarray]
+# Setting -> bool [2, n]; see `heads.correct_at`.
+_Correct = dict[str, np.ndarray]
 
 
-def _knn(train: Features, val: Features, classes: int, seed: int) -> Scores:
+def _shares(correct: np.ndarray, val: Features, groups: Groups) -> dict[str, float]:
+    first, five = correct
+    videos = len(val.labels) + len(val.missing)
+    shares = {"top1": float(first.sum() / videos), "top5": float(five.sum() / videos)}
+    for name, members in groups.items():
+        inside = np.isin(val.labels, members)
+        within = inside.sum() + np.isin(val.missing, members).sum()
+        shares[f"top1 {name}"] = float((first & inside).sum() / within)
+    return shares
+
+
+def _knn(train: Features, val: Features, classes: int, seed: int) -> _Correct:
     """Votes of the nearest by cosine, weighted by exp(cosine / temperature).
 
     Source: temperature and weights as in instance discrimination (arXiv:1805.01978) and DINO.
@@ -132,12 +162,13 @@ def _knn(train: Features, val: Features, classes: int, seed: int) -> Scores:
     known, asked = (_unit(part.pooled) for part in (train, val))
     numbers = tuple(k for k in _NEIGHBOURS if k <= len(known)) or (len(known),)
     known, labels = spread(known, axes=False), spread(train.labels, axes=False)
-    total = np.zeros((len(numbers), 2), np.int64)
+    found = []
     for begin in range(0, len(asked), _QUERIES_AT_ONCE):
         part = slice(begin, begin + _QUERIES_AT_ONCE)
         queries, answers = (spread(x[part], axes=False) for x in (asked, val.labels))
-        total += np.asarray(_votes(known, labels, queries, answers, numbers, classes), np.int64)
-    return {f"k={k}": _shares(n, val.videos) for k, n in zip(numbers, total, strict=True)}
+        found.append(np.asarray(_votes(known, labels, queries, answers, numbers, classes)))
+    correct = np.concatenate(found, axis=-1)
+    return {f"k={k}": each for k, each in zip(numbers, correct, strict=True)}
 
 
 def _unit(x: np.ndarray) -> np.ndarray:
@@ -151,10 +182,10 @@ def _votes(known, labels, queries, answers, numbers, classes):
     weights = jnp.exp((similar - similar[:, :1]) / _TEMPERATURE)
     voted = jax.nn.one_hot(labels[nearest], classes) * weights[..., None]
     tallies = [voted[:, :k].sum(axis=1) for k in numbers]
-    return jnp.stack([correct_at(tally, answers, jnp.ones(len(answers))) for tally in tallies])
+    return jnp.stack([correct_at(tally, answers) for tally in tallies])
 
 
-def _linear(train: Features, val: Features, classes: int, seed: int) -> Scores:
+def _linear(train: Features, val: Features, classes: int, seed: int) -> _Correct:
     """Batch norm without parameters before a linear layer, SGD with momentum.
 
     The features do not change, so the norm's statistics are those of the whole training set, which
@@ -166,21 +197,19 @@ def _linear(train: Features, val: Features, classes: int, seed: int) -> Scores:
     mean = train.pooled.mean(axis=0, dtype=np.float64)
     std = np.sqrt(train.pooled.var(axis=0, dtype=np.float64) + _EPS)
     known, asked = (((part.pooled - mean) / std).astype(np.float32) for part in (train, val))
-    return _heads(_LINEAR, (known, train.labels), (asked, val.labels), val.videos, classes, seed)
+    return _heads(_LINEAR, (known, train.labels), (asked, val.labels), classes, seed)
 
 
-def _attentive(train: Features, val: Features, classes: int, seed: int) -> Scores:
+def _attentive(train: Features, val: Features, classes: int, seed: int) -> _Correct:
     """Learned queries look over all tokens, and a linear layer at what they see; AdamW."""
     known, asked = (train.tokens, train.labels), (val.tokens, val.labels)
-    return _heads(_ATTENTIVE, known, asked, val.videos, classes, seed)
+    return _heads(_ATTENTIVE, known, asked, classes, seed)
 
 
-def _heads(recipe: HeadRecipe, known, asked, videos: int, classes: int, seed: int) -> Scores:
+def _heads(recipe: HeadRecipe, known: _Kept, asked: _Kept, classes: int, seed: int) -> _Correct:
     heads = train_heads(recipe, *known, classes=classes, seed=seed)
-    counts = count_correct(recipe, heads, *asked)
-    return {
-        f"lr={rate:g}": _shares(n, videos) for rate, n in zip(recipe.rates, counts, strict=True)
-    }
+    correct = find_correct(recipe, heads, *asked)
+    return {f"lr={rate:g}": each for rate, each in zip(recipe.rates, correct, strict=True)}
 
 
 def _init_linear(key: jax.Array, shape: tuple[int, ...], classes: int) -> Head:

@@ -26,6 +26,7 @@ from vmae_jax.data.pipeline import PipelineOptions
 from vmae_jax.errors import UserError
 from vmae_jax.evals import passes
 from vmae_jax.evals.features import MAX_GIB
+from vmae_jax.evals.multiview import classes_named
 from vmae_jax.evals.probe import PROBES, check_sets, make_probe, summary
 from vmae_jax.tools import processes
 from vmae_jax.train.checkpoints import versions
@@ -69,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="N",
         help="learn from N random crops of a random clip; default: from the centre view",
     )
+    parser.add_argument("--group", action="append", default=[], metavar="REGEX")
     parser.add_argument("--against_random", action="store_true")
     parser.add_argument("--seed", type=int, default=0, help="of heads, crops and random weights")
     parser.add_argument("--clips", type=int, default=0, help="of a batch; default: 8 a device")
@@ -105,6 +107,7 @@ def _probe(args: argparse.Namespace, probes: tuple[str, ...]) -> dict[str, Any]:
         open_train=functools.partial(open_pass, train),
         open_val=functools.partial(open_pass, val),
         classes=check_sets(*sets),
+        groups={pattern: classes_named(pattern, sets[1].class_names) for pattern in args.group},
         max_gib=args.max_gib,
         seed=args.seed,
     )
@@ -125,9 +128,10 @@ def _probe(args: argparse.Namespace, probes: tuple[str, ...]) -> dict[str, Any]:
 
 def _table(scores: dict[str, Any]) -> str:
     best = {of: summary(found) for of, found in scores.items()}
-    lines = ["".join([f"{'':18}", *(f"{of:>10}" for of in best)])]
+    width = max(map(len, best["weights"])) + 2
+    lines = ["".join([" " * width, *(f"{of:>10}" for of in best)])]
     lines += [
-        "".join([f"{figure:18}", *(f"{found[figure]:>10.2%}" for found in best.values())])
+        "".join([f"{figure:{width}}", *(f"{found[figure]:>10.2%}" for found in best.values())])
         for figure in best["weights"]
     ]
     return "\n".join(lines)
