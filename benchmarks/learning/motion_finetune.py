@@ -35,9 +35,9 @@ def get_config(mode=""):
     config.optim.layer_decay = 0.9
     config.optim.lr_per_videos = 16.0
     config.optim.warmup_epochs = 2.0
-    config.train.epochs = 20
+    config.train.epochs = 10
     config.train.batch_videos = 16
     config.train.log_every = 60
-    config.train.checkpoint_every = 390
+    config.train.checkpoint_every = 700
     config.train.keep_last = 1
     return configured(config, mode)

@@ -30,8 +30,8 @@ def get_config(mode=""):
     config.optim.warmup_epochs = 10.0
     config.optim.clip_norm = 0.1
     config.train.epochs = 100
-    config.train.steps = 1500
+    config.train.steps = 1200
     config.train.batch_videos = 16
     config.train.log_every = 100
-    config.train.checkpoint_every = 500
+    config.train.checkpoint_every = 400
     return configured(config, mode)
