@@ -54,7 +54,13 @@ REQUIRED = [
 TEST = [
     # Brings the compiler of TPUs, which needs none: programs are compiled for absent ones.
     "jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'",
+    "h5py>=3.11",
     "hypothesis>=6.100",
+    # The notebooks are run from top to bottom.
+    "ipykernel>=6.29",
+    "matplotlib>=3.9",
+    "nbclient>=0.10",
+    "nbformat>=5.10",
     "pytest>=8.3",
     "pytest-xdist>=3.6",
     "ruff>=0.15,<0.18",
