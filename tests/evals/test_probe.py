@@ -9,7 +9,7 @@ import pytest
 
 from vmae_jax import assemble, config, systems
 from vmae_jax.evals import passes
-from vmae_jax.evals.features import Features, make_extract, read_features
+from vmae_jax.evals.features import Features, check_room, make_extract, read_features
 from vmae_jax.evals.heads import correct_at
 from vmae_jax.evals.hook import make_hook
 from vmae_jax.evals.probe import probe, summary
@@ -113,17 +113,12 @@ def test_features_are_those_of_each_clip_in_order(listed):
     )
 
 
-def test_features_that_do_not_fit_are_refused_with_the_number(listed):
-    system = pretraining()
-    extract = make_extract(system, ("tokens",))
-    with (
-        passes.open_pass(options(listed)) as pipeline,
-        pytest.raises(
-            passes.EvaluationError,
-            match=r"features of 11 clips take 0\.0 GiB .* limit is 1e-06 GiB",
-        ),
-    ):
-        read_features(extract, system.init(jax.random.key(0)), pipeline, max_gib=1e-6)
+def test_features_that_do_not_fit_are_refused_with_the_number():
+    # Two bytes for each of 8 tokens of width 16, four for the pooled: 320 bytes a clip.
+    kinds, gib = ("pooled", "tokens"), 320 * 1000 / 2**30
+    check_room(pretraining(), kinds, clips=1000, max_gib=gib)
+    with pytest.raises(passes.EvaluationError, match=r"1001 clips take 0\.000298 GiB on each host"):
+        check_room(pretraining(), kinds, clips=1001, max_gib=gib)
 
 
 def test_hook_probes_an_encoder_and_validates_a_classifier(listed):

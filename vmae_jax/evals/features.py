@@ -1,7 +1,8 @@
 """Features of a whole set, kept in the memory of every host: what probes learn from."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -52,19 +53,37 @@ def make_extract(system: System, kinds: Sequence[str]) -> Forward:
     return make_forward(system, extract)
 
 
-def read_features(
-    extract: Forward, params: Params, pipeline: ClipPipeline, *, max_gib: float = MAX_GIB
-) -> Features:
-    """Features of every clip of a pass, on every process.
+def check_room(system: System, kinds: Sequence[str], *, clips: int, max_gib: float) -> None:
+    """Raises EvaluationError if features of so many clips take more memory than a host may give.
+
+    Args:
+      system: whose encoder it is.
+      kinds: some of `KINDS`.
+      clips: how many.
+      max_gib: that they may take on each host.
+    """
+    encoder = system.encoder
+    width, tokens = encoder.width(encoder.depth), math.prod(encoder.grid(encoder.depth))
+    each = {"pooled": 4 * width, "tokens": 2 * tokens * width}
+    wanted = clips * sum(each[kind] for kind in kinds) / 2**30
+    if wanted > max_gib:
+        raise EvaluationError(
+            f"the features of {clips} clips take {wanted:.3g} GiB on each host, the limit is "
+            f"{max_gib:g} GiB; give a shorter list, leave out the attentive probe, which keeps all "
+            "tokens, or raise the limit"
+        )
+
+
+def read_features(extract: Forward, params: Params, pipeline: ClipPipeline) -> Features:
+    """Features of every clip of a pass, on every process; `check_room` says what they take.
 
     Args:
       extract: see `make_extract`.
       params: on the devices of the mesh that is set, if one is.
       pipeline: a single pass; see `passes.open_pass`. It is not closed.
-      max_gib: memory that they may take on each host.
 
     Raises:
-      EvaluationError: they take more; a clip without a label; or nothing can be read.
+      EvaluationError: a clip without a label, or nothing can be read.
     """
     source, reading = pipeline.source, Pass(pipeline)
     kept: dict[str, np.ndarray] = {}
@@ -72,7 +91,6 @@ def read_features(
     for rows in reading.rows(extract, params):
         if not kept:
             clips = len(rows["index"]) // pipeline.batch_videos * len(source)
-            _check_room(rows, clips, max_gib)
             kept = {name: np.empty((clips, *x.shape[1:]), x.dtype) for name, x in rows.items()}
         present = rows["index"] >= 0
         stop = filled + int(present.sum())
@@ -91,13 +109,3 @@ def read_features(
         labels=labels,
         missing=np.array([source.label(record) for record in reading.failures], np.int32),
     )
-
-
-def _check_room(rows: Mapping[str, np.ndarray], clips: int, max_gib: float) -> None:
-    wanted = clips * sum(x.nbytes / len(x) for x in rows.values()) / 2**30
-    if wanted > max_gib:
-        raise EvaluationError(
-            f"the features of {clips} clips take {wanted:.1f} GiB on each host, the limit is "
-            f"{max_gib:g} GiB; give a shorter list, leave the attentive probe (which keeps all "
-            "tokens) out, or raise the limit"
-        )

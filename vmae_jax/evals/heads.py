@@ -147,11 +147,19 @@ def _batches(
         yield tuple(spread(x) for x in (features[chosen], labels[chosen], counted))
 
 
-def spread(array: np.ndarray, *, axes: bool = True) -> jax.Array:
-    """An array that every process has, on the mesh that is set: its rows over the devices, or
-    (`axes=False`) whole on each."""
+def spread(array: np.ndarray) -> jax.Array:
+    """An array that every process has, its rows over the devices of the mesh that is set."""
+    return _placed(array, P(jax.sharding.get_mesh().axis_names))
+
+
+def copied(array: np.ndarray) -> jax.Array:
+    """An array that every process has, whole on each device of the mesh that is set."""
+    return _placed(array, P())
+
+
+def _placed(array: np.ndarray, spec: P) -> jax.Array:
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
         return jnp.asarray(array)
-    layout = NamedSharding(mesh, P(mesh.axis_names) if axes else P())
+    layout = NamedSharding(mesh, spec)
     return jax.make_array_from_callback(array.shape, layout, lambda index: array[index])

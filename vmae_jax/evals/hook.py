@@ -3,7 +3,6 @@
 A classifier is validated on the centre view of each video; the encoder of anything else is probed.
 """
 
-import functools
 from collections.abc import Callable
 
 from ml_collections import ConfigDict
@@ -12,7 +11,7 @@ from vmae_jax.config import ConfigError
 from vmae_jax.data.pipeline import PipelineOptions
 from vmae_jax.evals.multiview import evaluate, make_classify
 from vmae_jax.evals.passes import as_tested, open_pass
-from vmae_jax.evals.probe import check_sets, make_probe, summary
+from vmae_jax.evals.probe import make_probe, summary
 from vmae_jax.systems.base import Params, System
 
 Hook = Callable[[Params], dict[str, float]]
@@ -58,13 +57,7 @@ def make_hook(
             root=config.eval.train_root if config.eval.train_manifest else config.data.root,
         )
     )
-    run = make_probe(
-        system,
-        tuple(config.eval.probes),
-        open_train=functools.partial(open_pass, train),
-        open_val=functools.partial(open_pass, val),
-        classes=check_sets(train.open_source(), val.open_source()),
-    )
+    run = make_probe(system, tuple(config.eval.probes), train, val, seed=config.seed)
     return lambda params: summary(run(params))
 
 

@@ -13,18 +13,25 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vmae_jax.data.pipeline import ClipPipeline
+from vmae_jax.data.pipeline import PipelineOptions
 from vmae_jax.data.source import Source
-from vmae_jax.evals.features import MAX_GIB, Features, make_extract, read_features
+from vmae_jax.evals.features import (
+    MAX_GIB,
+    Features,
+    check_room,
+    make_extract,
+    read_features,
+)
 from vmae_jax.evals.heads import (
     Head,
     HeadRecipe,
+    copied,
     correct_at,
     find_correct,
-    spread,
     train_heads,
 )
-from vmae_jax.evals.passes import EvaluationError
+from vmae_jax.evals.multiview import classes_named
+from vmae_jax.evals.passes import EvaluationError, open_pass
 from vmae_jax.systems.base import Params, System
 
 PROBES = ("knn", "linear", "attentive")
@@ -77,11 +84,11 @@ def probe(
 def make_probe(
     system: System,
     probes: Sequence[str],
+    train: PipelineOptions,
+    val: PipelineOptions,
     *,
-    open_train: Callable[[], ClipPipeline],
-    open_val: Callable[[], ClipPipeline],
-    classes: int,
-    groups: Groups | None = None,
+    groups: Sequence[str] = (),
+    clips: int = 0,
     max_gib: float = MAX_GIB,
     seed: int = 0,
 ) -> Callable[[Params], dict[str, Scores]]:
@@ -90,21 +97,30 @@ def make_probe(
     Args:
       system: whose encoder it is.
       probes: some of `PROBES`.
-      open_train: opens the pass that probes learn from.
-      open_val: opens the pass that they are asked about.
-      classes: K.
-      groups: see `probe`.
-      max_gib: memory on each host that the features of one pass may take.
-      seed: of what heads begin with.
+      train: what they learn from.
+      val: what they are asked about, one clip a video.
+      groups: regular expressions on names of classes; see `probe`.
+      clips: of a batch; see `passes.open_pass`.
+      max_gib: memory on each host that the features of a set may take.
+      seed: of what heads begin with, and of random crops.
+
+    Raises:
+      EvaluationError: sets that cannot be used, or that are too large.
     """
-    extract = make_extract(system, kinds_of(probes))
+    sets = train.open_source(), val.open_source()
+    classes, kinds = check_sets(*sets), kinds_of(probes)
+    members = {pattern: classes_named(pattern, sets[1].class_names) for pattern in groups}
+    for part, options in zip(sets, (train, val), strict=True):
+        check_room(system, kinds, clips=len(part) * options.clips, max_gib=max_gib)
+    extract = make_extract(system, kinds)
+
+    def read(options: PipelineOptions, params: Params) -> Features:
+        with open_pass(options, clips=clips, seed=seed) as pipeline:
+            return read_features(extract, params, pipeline)
 
     def run(params: Params) -> dict[str, Scores]:
-        with open_train() as pipeline:
-            train = read_features(extract, params, pipeline, max_gib=max_gib)
-        with open_val() as pipeline:
-            val = read_features(extract, params, pipeline, max_gib=max_gib)
-        return probe(probes, train, val, classes=classes, groups=groups, seed=seed)
+        known, asked = read(train, params), read(val, params)
+        return probe(probes, known, asked, classes=classes, groups=members, seed=seed)
 
     return run
 
@@ -161,11 +177,11 @@ def _knn(train: Features, val: Features, classes: int, seed: int) -> _Correct:
     """
     known, asked = (_unit(part.pooled) for part in (train, val))
     numbers = tuple(k for k in _NEIGHBOURS if k <= len(known)) or (len(known),)
-    known, labels = spread(known, axes=False), spread(train.labels, axes=False)
+    known, labels = copied(known), copied(train.labels)
     found = []
     for begin in range(0, len(asked), _QUERIES_AT_ONCE):
         part = slice(begin, begin + _QUERIES_AT_ONCE)
-        queries, answers = (spread(x[part], axes=False) for x in (asked, val.labels))
+        queries, answers = (copied(x[part]) for x in (asked, val.labels))
         found.append(np.asarray(_votes(known, labels, queries, answers, numbers, classes)))
     correct = np.concatenate(found, axis=-1)
     return {f"k={k}": each for k, each in zip(numbers, correct, strict=True)}

@@ -101,7 +101,9 @@ def describe(facts: dict[str, Any]) -> str:
     ]
     if failures:
         name, reason = next(iter(failures.items()))
-        lines.append(f"{len(failures)} could not be read and count as wrong: {name}: {reason} ...")
+        lines.append(
+            f"{len(failures)} cannot be read and count as wrong; the first: {name}: {reason}"
+        )
     return "\n".join(lines)
 
 

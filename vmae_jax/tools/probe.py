@@ -9,7 +9,6 @@ network with random weights beside it.
 """
 
 import argparse
-import functools
 import json
 import logging
 import pathlib
@@ -26,8 +25,7 @@ from vmae_jax.data.pipeline import PipelineOptions
 from vmae_jax.errors import UserError
 from vmae_jax.evals import passes
 from vmae_jax.evals.features import MAX_GIB
-from vmae_jax.evals.multiview import classes_named
-from vmae_jax.evals.probe import PROBES, check_sets, make_probe, summary
+from vmae_jax.evals.probe import PROBES, make_probe, summary
 from vmae_jax.tools import processes
 from vmae_jax.train.checkpoints import versions
 from vmae_jax.train.sharding import state_shardings
@@ -99,15 +97,13 @@ def _probe(args: argparse.Namespace, probes: tuple[str, ...]) -> dict[str, Any]:
     model = assemble.open_model(args.weights, args.config)
     train = options_of(model.config, args.train, args.train_root, args.augment_views)
     val = options_of(model.config, args.val, args.val_root)
-    sets = train.open_source(), val.open_source()
-    open_pass = functools.partial(passes.open_pass, clips=args.clips, seed=args.seed)
     run = make_probe(
         model.system,
         probes,
-        open_train=functools.partial(open_pass, train),
-        open_val=functools.partial(open_pass, val),
-        classes=check_sets(*sets),
-        groups={pattern: classes_named(pattern, sets[1].class_names) for pattern in args.group},
+        train,
+        val,
+        groups=args.group,
+        clips=args.clips,
         max_gib=args.max_gib,
         seed=args.seed,
     )
@@ -118,12 +114,17 @@ def _probe(args: argparse.Namespace, probes: tuple[str, ...]) -> dict[str, Any]:
         "scores": scores,
         "weights": args.weights,
         "weights_sha256": model.sha256,
-        "train": {"manifest": args.train, "sha256": sets[0].sha256, "videos": len(sets[0])},
-        "val": {"manifest": args.val, "sha256": sets[1].sha256, "videos": len(sets[1])},
+        "train": _facts(train),
+        "val": _facts(val),
         "seed": args.seed,
         "versions": versions(),
         "config": json.loads(config_lib.to_json(model.config)),
     }
+
+
+def _facts(options: PipelineOptions) -> dict[str, Any]:
+    source = options.open_source()
+    return {"manifest": options.manifest, "sha256": source.sha256, "videos": len(source)}
 
 
 def _table(scores: dict[str, Any]) -> str:
