@@ -141,6 +141,9 @@ def test_hook_probes_an_encoder_and_validates_a_classifier(listed):
         )
     assert set(figures) == {"val_top1", "val_top5", "val_class_mean", "val_failures"}
     assert figures["val_failures"] == 1 and 0 <= figures["val_top1"] <= 10 / 11
+    recipe.model.num_classes = 2
+    with pytest.raises(passes.EvaluationError, match="labels of 3 classes, and the model 2"):
+        make_hook(system, recipe, assemble.pipeline_options)
     recipe.eval.manifest = ""
     with pytest.raises(config.ConfigError, match=r"eval\.manifest is empty"):
         make_hook(system, recipe, assemble.pipeline_options)

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from vmae_jax.config import ConfigError
 from vmae_jax.data.pipeline import PipelineOptions
 from vmae_jax.evals.multiview import evaluate, make_classify
-from vmae_jax.evals.passes import as_tested, open_pass
+from vmae_jax.evals.passes import EvaluationError, as_tested, open_pass
 from vmae_jax.evals.probe import make_probe, summary
 from vmae_jax.systems.base import Params, System
 
@@ -62,6 +62,12 @@ def make_hook(
 
 
 def _validation(system: System, config: ConfigDict, val: PipelineOptions) -> Hook:
+    found, classes = val.open_source().num_classes, config.model.num_classes
+    if not 0 < found <= classes:
+        raise EvaluationError(
+            f"{val.manifest} has labels of {found} classes, and the model {classes}; "
+            "config.eval.manifest must be labelled like the videos that are trained on"
+        )
     classify, names = make_classify(system), tuple(config.model.class_names)
 
     def validate(params: Params) -> dict[str, float]:
