@@ -44,10 +44,14 @@ def config(system: str = "classify") -> ConfigDict:
     return made
 
 
-def folder_of(folder: pathlib.Path, system: str = "classify") -> pathlib.Path:
+def folder_of(
+    folder: pathlib.Path, system: str = "classify", class_names: tuple[str, ...] = ()
+) -> pathlib.Path:
     """Writes random weights with their recipe, as tools/convert would."""
     folder.mkdir(parents=True, exist_ok=True)
     made = config(system)
+    if class_names:
+        made.model.class_names = class_names
     params = jax.device_get(systems.build(made).init(jax.random.key(0)))
     save_file(flatten(params), folder / "model.safetensors")
     (folder / "config.json").write_text(config_lib.to_json(made))

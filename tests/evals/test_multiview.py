@@ -156,7 +156,13 @@ def test_what_cannot_be_tested_ends_in_a_sentence(model, listed, tmp_path, capsy
     assert "has no labels" in capsys.readouterr().err
     (tmp_path / "other.txt").write_text("v0.mp4 7\n")
     assert command(model, tmp_path / "other.txt", f"--root={listed.parent}") == 1
-    assert "labels go up to 7" in capsys.readouterr().err
+    assert "the set has 8 classes, but the model 3" in capsys.readouterr().err
+    (tmp_path / "turned").mkdir()
+    (tmp_path / "turned" / "list.txt").write_text("v0.mp4 0\n")
+    (tmp_path / "turned" / "classes.txt").write_text("dark_run\ntennis_serve\ndark_sit\n")
+    named = made.folder_of(tmp_path / "named", class_names=made.CLASSES)
+    assert command(named, tmp_path / "turned" / "list.txt", f"--root={listed.parent}") == 1
+    assert "class 1 is 'dark_sit' for the model and 'tennis_serve'" in capsys.readouterr().err
     (tmp_path / "none.txt").write_text("v4.mp4 1\n")
     assert command(model, tmp_path / "none.txt", f"--root={listed.parent}") == 1
     assert "none of the 1 videos can be read" in capsys.readouterr().err

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from vmae_jax.data.pipeline import ClipPipeline
+from vmae_jax.data.source import Source
 from vmae_jax.evals.passes import EvaluationError, Forward, Pass, make_forward
 from vmae_jax.systems.base import Params, System
 
@@ -187,6 +188,7 @@ def evaluate(
         shares = rows["probabilities"]
         shares = shares.reshape(pipeline.batch_videos, -1, shares.shape[-1]).mean(axis=1)
         if probabilities is None:
+            names = _classes(tuple(class_names), source, shares.shape[-1])
             probabilities = np.zeros((len(source), shares.shape[-1]), np.float32)
         first = rows["index"].reshape(len(shares), -1)[:, 0]
         present = first >= 0
@@ -199,26 +201,25 @@ def evaluate(
             f"none of the {len(source)} videos can be read; the first is {source.name(record)}: "
             f"{reason}"
         )
-    classes = probabilities.shape[1]
-    if labels.max() >= classes:
-        raise EvaluationError(
-            f"the labels go up to {labels.max()}, but the model has {classes} classes; is this the "
-            "list of another set?"
-        )
     return Result(
         names=tuple(source.name(i) for i in range(len(source))),
         labels=labels,
         probabilities=probabilities,
         failures=reading.failures,
-        class_names=_agreed(tuple(class_names), tuple(source.class_names), classes),
+        class_names=names,
     )
 
 
-def _agreed(models: tuple[str, ...], sets: tuple[str, ...], classes: int) -> tuple[str, ...]:
+def _classes(models: tuple[str, ...], source: Source, classes: int) -> tuple[str, ...]:
     """Names of the classes, of which model and set must not have different ones."""
+    if source.num_classes > classes:
+        raise EvaluationError(
+            f"the set has {source.num_classes} classes, but the model {classes}; is this the list "
+            "of another set?"
+        )
     if not models:
-        return sets if len(sets) == classes else ()
-    for label, (ours, theirs) in enumerate(zip(models, sets, strict=False)):
+        return source.class_names if len(source.class_names) == classes else ()
+    for label, (ours, theirs) in enumerate(zip(models, source.class_names, strict=False)):
         if ours != theirs:
             raise EvaluationError(
                 f"class {label} is {ours!r} for the model and {theirs!r} in classes.txt beside the "
