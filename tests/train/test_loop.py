@@ -106,8 +106,8 @@ def run_of(steps, **changes):
     return dataclasses.replace(run, **changes)
 
 
-def fit(workdir, run, *, system=None, check=lambda saved, current: None, **pipeline):
-    trainer = Trainer(system or one_weight(), run, str(workdir))
+def fit(workdir, run, *, system=None, evaluate=None, check=lambda a, b: None, **pipeline):
+    trainer = Trainer(system or one_weight(), run, str(workdir), evaluate=evaluate)
     return trainer.fit(functools.partial(Counting, **pipeline), check)
 
 
@@ -136,6 +136,27 @@ def test_error_of_the_pipeline_saves_the_steps_done_first(tmp_path):
     assert [row["step"] for row in rows(tmp_path)] == [4, 7]
     assert fit(tmp_path, run_of(20)).step == 20
     assert [row["step"] for row in rows(tmp_path)] == [4, 7, 8, 12, 16, 20]
+
+
+def test_figures_of_the_parameters_are_logged_at_their_steps_with_their_cost(tmp_path):
+    def evaluate(params):
+        return {"val_weight": float(params["head"]["kernel"][0, 0])}
+
+    fit(tmp_path, run_of(6, eval_every=3, log_every=6), evaluate=evaluate)
+    first, loss, second = rows(tmp_path)
+    assert (first["step"], loss["step"], second["step"]) == (3, 6, 6)
+    assert 0 < first["val_weight"] < second["val_weight"]
+    assert "loss" in loss and "loss" not in second
+    assert 0 < second["eval_share"] < 1 and second["eval_s"] > 0
+
+
+def test_error_of_an_evaluation_saves_the_steps_done_first(tmp_path):
+    def evaluate(params):
+        raise OSError("storage went away")
+
+    with pytest.raises(OSError, match="storage went away"):
+        fit(tmp_path, run_of(20, eval_every=7), evaluate=evaluate)
+    assert saved_steps(tmp_path) == [7]
 
 
 def test_signal_while_waiting_for_data_saves_and_stops(tmp_path):

@@ -72,7 +72,7 @@ class System:
       train_flops: floating-point operations of one training step per clip (matmuls only, forward
         and backward, no rematerialisation).
       choices: what "auto" fields of the config came to on the chip, in words for reports.
-      encoder: the network on whole clips.
+      encoder: the network on whole clips; every paper's system has one.
       together: adjacent clips of a batch that a micro-batch must not part.
       logits: `(params, batch) -> float32 [B, K]` of whole clips, in evaluation mode; None where
         nothing is classified.
@@ -90,7 +90,7 @@ class System:
     compute_dtype: str
     macs: Mapping[str, float]
     train_flops: float
-    encoder: Encoder
+    encoder: Encoder | None = None
     together: int = 1
     logits: Callable[[Params, Batch], jax.Array] | None = None
     choices: Mapping[str, str] = dataclasses.field(default_factory=dict)

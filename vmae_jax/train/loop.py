@@ -312,7 +312,13 @@ class Trainer:
                     self._picture(state, pictured, key, step, writer)
                     throughput.restart()
                 if self._evaluate and run.eval_every and step % run.eval_every == 0:
-                    writer.write(step, self._figures(state))
+                    try:
+                        writer.write(step, self._figures(state))
+                    except Exception as error:  # raised below, once the steps done are safe
+                        if jax.process_count() > 1:  # the others wait inside of the evaluation
+                            raise
+                        failure = error
+                        break
                     throughput.restart()
                 if step % run.checkpoint_every == 0:
                     save()
