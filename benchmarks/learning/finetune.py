@@ -24,7 +24,7 @@ def get_config(mode=""):
     config.data.flip = False  # a mirrored forehand looks like a backhand
     config.data.crop_area = (0.3, 1.0)
     config.data.randaugment = ()
-    config.data.views = (2, 3)  # a clip of 29 frames is a part of most videos
+    config.data.views = (2, 3)
     # For fifteen epochs of four hundred clips, mixing would hide the classes more than it helps.
     config.augment.mixup = 0.0
     config.augment.cutmix = 0.0

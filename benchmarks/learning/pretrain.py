@@ -19,8 +19,8 @@ def get_config(mode=""):
     config.model.dtype = "float32"
     config.masking.encoder = ("tube", 0.75)
     config.masking.decoder = ("running_cell", 0.5)
-    # Raw pixels: with normalised ones so small a network learns little more than edges in so short
-    # a time, and its features are no better than random ones (benchmarks/RESULTS.md).
+    # Raw pixels: with normalised ones a small network learned little more than edges in so short a
+    # time. Neither has been seen to help yet; see benchmarks/RESULTS.md.
     config.masking.normalize_target = False
     config.data.frames = 8
     config.data.stride = 4

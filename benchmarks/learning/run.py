@@ -6,8 +6,9 @@ r"""Does pretraining help? The same fine-tuning budget from scratch and from our
         --val=runs/motion/val.csv --out=runs/motion_learning
 
 Pretrains once on the training part, fine-tunes from it and from random weights with the same seeds,
-tests each by several views, and lets probes judge the frozen encoders. What is there is not done
-again. Writes OUT/summary.json and OUT/curves.png; figures of ours are in benchmarks/RESULTS.md.
+tests each by several views, and lets probes judge the frozen encoder beside random ones (the best
+setting of each, chosen on the held-out videos themselves). What is there is not done again. Writes
+OUT/summary.json and OUT/curves.png; figures of ours are in benchmarks/RESULTS.md.
 """
 
 import argparse
@@ -102,9 +103,19 @@ def main() -> None:
             facts = json.loads(result.read_text(encoding="utf-8"))
             apart = {pattern: group["top1"] for pattern, group in facts["groups"].items()}
             tested[start].append({**facts["metrics"], **apart})
+    probed: dict[str, list[dict]] = {"weights": [], "random": []}
+    for seed in range(args.seeds):
+        found = args.out / f"probes_{seed}.json"
+        if not found.is_file():
+            sets = [f"--train={args.train}", f"--val={args.val}", f"--seed={seed}"]
+            kinds = ["--probes=knn,linear,attentive", "--against_random", f"--out={found}"]
+            call("tools.probe", f"--weights={args.out / 'pretrain'}", *sets, *kinds)
+        for start, scores in json.loads(found.read_text(encoding="utf-8"))["scores"].items():
+            best = {kind: max(s["top1"] for s in each.values()) for kind, each in scores.items()}
+            probed[start].append(best)
     summary = {
         start: {name: spread([m[name] for m in found]) for name in found[0]}
-        for start, found in tested.items()
+        for start, found in (tested | {f"probes of {k}": v for k, v in probed.items()}).items()
     }
     summary["seconds"] = time.perf_counter() - began
     (args.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
