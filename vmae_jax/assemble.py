@@ -118,6 +118,8 @@ def make_run(config: ConfigDict, plan: config_lib.Plan) -> Run:
     def schedule(step: jax.Array) -> jax.Array:
         return warmup_cosine(
             step,
+            shape=config.optim.schedule,
+            start=plan.start_lr,
             peak=plan.peak_lr,
             floor=plan.floor_lr,
             warmup_steps=plan.warmup_steps,
@@ -133,6 +135,8 @@ def make_run(config: ConfigDict, plan: config_lib.Plan) -> Run:
             betas=config.optim.betas,
             eps=config.optim.eps,
             weight_decay=config.optim.weight_decay,
+            decay_tables=config.optim.decay_tables,
+            decay_scales=config.optim.decay_scales,
             layer_decay=config.optim.layer_decay,
             depth=config.model.encoder.depth,
         ),

@@ -6,6 +6,7 @@ pytest tests/parity --golden=DIR           any folder of cases; -k selects by na
 
 from functools import partial
 
+import optim_cases
 import pytest
 import transformers_cases
 import videomae_cases
@@ -24,7 +25,19 @@ TRANSFORMERS = {
     "pretrain": transformers_cases.pretrain,
     "finetune": transformers_cases.classification,
 }
+MAE_ST = {
+    "schedule": optim_cases.mae_st_schedule,
+    "param_groups_pretrain": partial(optim_cases.mae_st_groups, stage="pretrain"),
+    "param_groups_finetune": partial(optim_cases.mae_st_groups, stage="finetune"),
+}
+MASKFEAT = {
+    "schedule": optim_cases.maskfeat_schedule,
+    "param_groups_pretrain": partial(optim_cases.maskfeat_groups, stage="pretrain"),
+    "param_groups_finetune": partial(optim_cases.maskfeat_groups, stage="finetune"),
+}
 RUNNERS = {
+    "mae_st": MAE_ST,
+    "maskfeat": MASKFEAT,
     "videomae": VIDEOMAE,
     "videomae_v2": VIDEOMAE,
     "videomae (Hugging Face layout)": TRANSFORMERS,

@@ -38,6 +38,28 @@ def test_only_matrices_decay():
     assert not decays["mask_token"] and not decays["encoder/blocks/attn/scale"]
 
 
+def test_tokens_tables_and_norms_decay_on_demand():
+    params = {
+        "cls_token": 0,
+        "mask_token": 1,
+        "encoder": {
+            "pos_embed": 2,
+            "pos_embed_temporal": 3,
+            "norm": {"scale": 4, "bias": 5},
+            "blocks": {"04": {"attn": {"rel_pos_h": 6, "k_bias": 7, "pool_q": {"kernel": 8}}}},
+        },
+    }
+
+    def decaying(**what):
+        mask = optim.weight_decay_mask(params, **what)
+        pairs = zip(jax.tree.leaves(params), jax.tree.leaves(mask), strict=True)
+        return {number for number, decays in pairs if decays}
+
+    assert decaying() == {8}
+    assert decaying(tables=True) == {0, 1, 2, 3, 6, 8}
+    assert decaying(scales=True) == {4, 8}
+
+
 def test_unknown_parameter_is_an_error_not_a_default():
     with pytest.raises(ValueError, match="no weight-decay rule matches 'encoder/gate'"):
         optim.weight_decay_mask({"encoder": {"gate": jnp.zeros(3)}})
@@ -56,6 +78,16 @@ def test_layer_decay_of_each_layer():
         scales["blocks"]["attn"]["proj"]["kernel"].ravel(), [0.125, 0.25, 0.5]
     )
     assert float(scales["head"]["kernel"]) == 1.0
+
+
+def test_layer_of_a_group_of_blocks_counts_from_its_first():
+    # Five blocks: 0 and 1 are alike, 2 stands alone, 3 and 4 are alike.
+    kernels = {
+        first: {"kernel": jnp.zeros((n, 7))} for first, n in (("00", 2), ("02", 1), ("03", 2))
+    }
+    scales = optim.layer_decay_scales({"encoder": {"blocks": kernels}}, depth=5, decay=0.5)
+    found = [scales["encoder"]["blocks"][first]["kernel"].ravel() for first in kernels]
+    np.testing.assert_array_equal(np.concatenate(found), 0.5 ** np.array([5, 4, 3, 2, 1]))
 
 
 def test_direction_is_adamw_without_the_learning_rate():
@@ -85,6 +117,19 @@ def test_schedule_uses_the_peak_twice_and_never_reaches_the_floor():
     half = 0.5**0.5
     expected = [0.0, 0.5, 1.0, 1.0, 0.6 + 0.4 * half, 0.6, 0.6 - 0.4 * half]
     np.testing.assert_allclose([rate(i) for i in range(7)], expected, rtol=1e-6)
+
+
+def test_schedule_whose_warmup_leads_to_the_cosine():
+    def rates(shape):
+        options = {"peak": 1.0, "floor": 0.2, "start": 0.1, "warmup_steps": 2, "total_steps": 6}
+        return [float(warmup_cosine(step, shape=shape, **options)) for step in range(6)]
+
+    half = 0.5**0.5
+    falling = [1.0, 0.6 + 0.4 * half, 0.6, 0.6 - 0.4 * half]  # over the 4 steps after the warm-up
+    np.testing.assert_allclose(rates("peak_once"), [0.1, 0.55, *falling], rtol=1e-6)
+    # Over all 6: at step 2 it is at a third, 0.2 + 0.4 * (1 + cos(60 degrees)) = 0.8.
+    falling = [0.8, 0.6, 0.4, 0.6 - 0.4 * 0.75**0.5]
+    np.testing.assert_allclose(rates("cosine_throughout"), [0.1, 0.45, *falling], rtol=1e-6)
 
 
 def test_schedule_without_warmup_and_with_one_step_of_it():

@@ -156,9 +156,14 @@ _CHECKS: tuple[_Check, ...] = (
     _tubelet("model.tubelet"),
     ("optim.betas", lambda v: len(v) == 2 and 0 <= min(v) <= max(v) < 1, "two numbers in [0, 1)"),
     _positive("optim.lr_per_videos"),
+    _one_of("optim.schedule", "peak_twice", "peak_once", "cosine_throughout"),
+    *(_one_of(f"optim.decay_{what}", True, False) for what in ("tables", "scales")),
     *(
         _at_least(f"optim.{field}", 0)
-        for field in ("base_lr", "min_lr", "warmup_epochs", "weight_decay", "eps", "clip_norm")
+        for field in (
+            *("base_lr", "min_lr", "warmup_lr", "warmup_epochs"),
+            *("weight_decay", "eps", "clip_norm"),
+        )
     ),
     _at_least("optim.accumulate", 1),
     _at_least("optim.max_skipped_in_a_row", 1),

@@ -102,7 +102,13 @@ def _defaults(system: str) -> ConfigDict:
     config.optim.lr_per_videos = 256.0
     config.optim.min_lr = 1e-5  # scaled like base_lr
     config.optim.warmup_epochs = 40.0
+    config.optim.warmup_lr = 0.0  # of the first update, if there is a warm-up; scaled like base_lr
+    # peak_twice (the warm-up ends with the peak and the cosine begins with it: VideoMAE) |
+    # peak_once (only the cosine has it: MAE-ST, MaskFeat) | cosine_throughout (from update 0 on).
+    config.optim.schedule = "peak_twice"
     config.optim.weight_decay = 0.05
+    config.optim.decay_tables = False  # of tokens and tables of positions too, not kernels alone
+    config.optim.decay_scales = False  # of norms and of layer scale too
     config.optim.betas = (0.9, 0.95)
     config.optim.eps = 1e-8
     config.optim.clip_norm = 0.0  # 0: no clipping

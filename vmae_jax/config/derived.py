@@ -102,13 +102,14 @@ class Plan:
     Attributes:
       steps_per_epoch: full global batches in one pass over the videos; the rest is dropped.
       total_steps, warmup_steps: of the whole schedule.
-      peak_lr, floor_lr: learning rates after scaling to the global batch.
+      start_lr, peak_lr, floor_lr: learning rates after scaling to the global batch.
       clips_per_step: crops in a global batch.
     """
 
     steps_per_epoch: int
     total_steps: int
     warmup_steps: int
+    start_lr: float
     peak_lr: float
     floor_lr: float
     clips_per_step: int
@@ -142,6 +143,7 @@ def plan(config: ConfigDict, num_videos: int) -> Plan:
         steps_per_epoch=per_epoch,
         total_steps=total,
         warmup_steps=min(warmup, total),
+        start_lr=config.optim.warmup_lr * scale,
         peak_lr=config.optim.base_lr * scale,
         floor_lr=config.optim.min_lr * scale,
         clips_per_step=batch * config.data.repeats,

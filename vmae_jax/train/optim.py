@@ -1,5 +1,7 @@
 """AdamW as released: what decays, how fast each layer learns, how gradients are clipped."""
 
+import functools
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,28 +11,33 @@ import optax
 
 from vmae_jax import rules
 
-# The released factory exempts 1-D tensors, names ending in `.bias`, `mask_token` and, for cosine
-# attention, names ending in `.scale`. Blocks are stacked here, so a bias is 2-D: names decide.
-DECAY_RULES = (
-    (r"(^|/)(bias|q_bias|v_bias|scale|gamma_1|gamma_2|mask_token|pos_embed|cls_token)$", False),
-    (r"(^|/)kernel$", True),
+# What a parameter is, by its name: blocks are stacked here, so a bias is 2-D and shapes do not tell.
+# VideoMAE exempts vectors, tokens and tables from decay; MAE-ST and MaskFeat only vectors.
+KINDS = (
+    (r"(^|/)(bias|[qkv]_bias)$", "bias"),
+    (r"(^|/)(scale|gamma_1|gamma_2)$", "scale"),
+    (r"(^|/)((cls|mask)_token|pos_embed(_\w+)?|rel_pos_[thw])$", "table"),
+    (r"(^|/)kernel$", "kernel"),
 )
 
 
-def weight_decay_mask(params: Any) -> Any:
-    """Marks the parameters that decay.
+def weight_decay_mask(params: Any, *, tables: bool = False, scales: bool = False) -> Any:
+    """Marks the parameters that decay: kernels, and on demand others.
 
     Args:
       params: nested dict of arrays.
+      tables: class and mask tokens and tables of positions decay too.
+      scales: those of norms and of layer scale decay too.
 
     Returns:
       the same structure of bools, True = decays.
 
     Raises:
-      ValueError: a parameter that no rule of `DECAY_RULES` knows.
+      ValueError: a parameter that no rule of `KINDS` knows.
     """
+    decays = {"kernel": True, "table": tables, "scale": scales, "bias": False}
     return rules.map_with_path(
-        lambda path, _: rules.match(DECAY_RULES, path, what="weight-decay rule"), params
+        lambda path, _: decays[rules.match(KINDS, path, what="weight-decay rule")], params
     )
 
 
@@ -41,26 +48,32 @@ def layer_decay_scales(params: Any, depth: int, decay: float) -> Any:
     everything else (final norms, head) is layer depth + 1, with multiplier 1.
 
     Args:
-      params: nested dict of arrays; blocks stacked on their leading axis.
-      depth: number of blocks.
+      params: nested dict of arrays. Blocks are stacked on their leading axis: under `blocks/` all
+        of them, under `blocks/04/` those from block 4 on.
+      depth: number of blocks in all.
       decay: layer-wise decay, in (0, 1].
 
     Returns:
       the same structure; a float array that broadcasts against its parameter (for stacked blocks
-      `[depth, 1, ...]`).
+      `[blocks, 1, ...]`).
 
-    Source: `LayerDecayValueAssigner` of the released code (reference/videomae.md, 5.4).
+    Source: `LayerDecayValueAssigner` of the released code (reference/videomae.md, 5.4); MAE-ST's
+    and PySlowFast's are the same.
     """
-    blocks = decay ** (depth - jnp.arange(depth, dtype=jnp.result_type(float)))
 
     def scale(path: str, leaf: jax.Array) -> jax.Array:
-        if "blocks/" in path:
-            return blocks.reshape(depth, *[1] * (leaf.ndim - 1))
-        bottom = ("patch_embed", "pos_embed", "cls_token", "mask_token")
-        layer = 0 if any(name in path for name in bottom) else depth + 1
-        return jnp.asarray(decay ** (depth + 1 - layer), jnp.result_type(float))
+        if blocks := _BLOCKS.search(path):
+            layers = int(blocks[1] or 0) + 1 + jnp.arange(leaf.shape[0])
+            layers = layers.reshape(-1, *[1] * (leaf.ndim - 1))
+        else:
+            bottom = ("patch_embed", "pos_embed", "cls_token", "mask_token")
+            layers = 0 if any(name in path for name in bottom) else depth + 1
+        return jnp.asarray(decay ** (depth + 1 - layers), jnp.result_type(float))
 
     return rules.map_with_path(scale, params)
+
+
+_BLOCKS = re.compile(r"(?:^|/)blocks/(?:(\d+)/)?")
 
 
 def adamw_direction(
@@ -68,6 +81,8 @@ def adamw_direction(
     betas: Sequence[float],
     eps: float,
     weight_decay: float,
+    decay_tables: bool = False,
+    decay_scales: bool = False,
     layer_decay: float = 1.0,
     depth: int = 0,
 ) -> optax.GradientTransformation:
@@ -78,12 +93,14 @@ def adamw_direction(
 
     Args:
       betas, eps, weight_decay: of AdamW.
+      decay_tables, decay_scales: what decays beside kernels; see `weight_decay_mask`.
       layer_decay: see `layer_decay_scales`; a layer's rate multiplies its weight decay too.
       depth: blocks of the classifier, where `layer_decay` is not 1.
     """
+    decays = functools.partial(weight_decay_mask, tables=decay_tables, scales=decay_scales)
     steps = [
         optax.scale_by_adam(b1=betas[0], b2=betas[1], eps=eps),
-        optax.add_decayed_weights(weight_decay, mask=weight_decay_mask),
+        optax.add_decayed_weights(weight_decay, mask=decays),
     ]
     if layer_decay != 1.0:
         steps.append(_scale_by_layer(depth, layer_decay))
