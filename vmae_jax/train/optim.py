@@ -11,7 +11,7 @@ import optax
 
 from vmae_jax import rules
 
-# What a parameter is, by its name: blocks are stacked here, so a bias is 2-D and shapes do not tell.
+# What a parameter is, by its name: blocks are stacked here, so a bias is 2-D, shapes do not tell.
 # VideoMAE exempts vectors, tokens and tables from decay; MAE-ST and MaskFeat only vectors.
 KINDS = (
     (r"(^|/)(bias|[qkv]_bias)$", "bias"),
