@@ -6,6 +6,7 @@ pytest tests/parity --golden=DIR           any folder of cases; -k selects by na
 
 from functools import partial
 
+import maskfeat_cases
 import optim_cases
 import pytest
 import transformers_cases
@@ -31,6 +32,8 @@ MAE_ST = {
     "param_groups_finetune": partial(optim_cases.mae_st_groups, stage="finetune"),
 }
 MASKFEAT = {
+    "HOG layer": maskfeat_cases.histograms,
+    "mask generator": maskfeat_cases.mask_generators,
     "schedule": optim_cases.maskfeat_schedule,
     "param_groups_pretrain": partial(optim_cases.maskfeat_groups, stage="pretrain"),
     "param_groups_finetune": partial(optim_cases.maskfeat_groups, stage="finetune"),

@@ -98,13 +98,13 @@ def tube_mask(key: jax.Array, *, grid: Grid, ratio: float) -> jax.Array:
     """
     t, h, w = grid
     hidden = num_hidden("tube", ratio=ratio, grid=grid) // t
-    return jnp.tile(_random_subset(key, h * w, hidden), t)
+    return jnp.tile(random_subset(key, h * w, hidden), t)
 
 
 def random_mask(key: jax.Array, *, grid: Grid, ratio: float) -> jax.Array:
     """Hides a random share of all patches of one clip: bool [t*h*w], True = hidden."""
     t, h, w = grid
-    return _random_subset(key, t * h * w, num_hidden("random", ratio=ratio, grid=grid))
+    return random_subset(key, t * h * w, num_hidden("random", ratio=ratio, grid=grid))
 
 
 def frame_mask(key: jax.Array, *, grid: Grid, ratio: float) -> jax.Array:
@@ -113,7 +113,7 @@ def frame_mask(key: jax.Array, *, grid: Grid, ratio: float) -> jax.Array:
     Source: VideoMAE (arXiv:2203.12602), table 1b (0.875 keeps one slot of 8); never released.
     """
     t, h, w = grid
-    slots = _random_subset(key, t, num_hidden("frame", ratio=ratio, grid=grid) // (h * w))
+    slots = random_subset(key, t, num_hidden("frame", ratio=ratio, grid=grid) // (h * w))
     return jnp.repeat(slots, h * w)
 
 
@@ -273,7 +273,7 @@ def pretraining_masks(
     return Masks(visible_idx, target_idx, weight)
 
 
-def _random_subset(key: jax.Array, size: int, count: int) -> jax.Array:
+def random_subset(key: jax.Array, size: int, count: int) -> jax.Array:
     """bool [size] with exactly `count` True entries, every subset equally likely."""
     order = jnp.argsort(jax.random.uniform(key, (size,)))
     # Ranks by a second sort rather than a scatter: XLA keeps a batched sort local to each device.
