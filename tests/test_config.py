@@ -119,6 +119,7 @@ def test_smoke_shrinks_width_depth_batch_and_steps_and_nothing_else(name):
     assert changed <= {
         "model/encoder/width",
         "model/encoder/depth",
+        "model/encoder/depths",
         "model/decoder/width",
         "model/decoder/depth",
         "teacher/encoder/width",
@@ -211,6 +212,27 @@ def test_saved_config_comes_back_equal_and_strangers_are_refused():
     values["optim"]["nesterov"] = True
     with pytest.raises(config_lib.ConfigError, match=r"momentum is unknown.*nesterov is unknown"):
         config_lib.from_mapping(values)
+
+
+def test_saved_config_of_another_architecture_comes_back_with_its_fields():
+    config = config_lib.finetune_defaults("mvit")
+    assert config.model.encoder.depths == (1, 2, 11, 2) and "layer_scale" not in config.model
+    values = json.loads(config_lib.to_json(config))
+    assert config_lib.from_mapping(values).to_dict() == config.to_dict()
+    values["system"] = "videomae"
+    with pytest.raises(config_lib.ConfigError, match="architecture='mvit': the system 'videomae'"):
+        config_lib.from_mapping(values)
+
+
+def test_sizes_of_a_multiscale_network_that_do_not_go_together_are_refused():
+    config = config_lib.finetune_defaults("mvit")
+    config_lib.validate(config)
+    config.model.encoder.depths = (1, 2, 3)
+    with pytest.raises(config_lib.ConfigError, match="strides="):
+        config_lib.validate(config)
+    config.model.encoder.depths = (1, 2, 3, 4)
+    with pytest.raises(config_lib.ConfigError, match=r"depth=16 is not the sum.*: 10"):
+        config_lib.validate(config)
 
 
 def test_field_that_a_saved_config_does_not_have_gets_its_default_and_is_named(caplog):

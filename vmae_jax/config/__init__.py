@@ -7,11 +7,15 @@ compiled.
 
 from vmae_jax.config.checks import validate
 from vmae_jax.config.defaults import (
+    ARCHITECTURES,
     DEFAULTS,
+    defaults_of,
     distill_defaults,
     finetune_defaults,
+    mvit,
     pretrain_defaults,
     stack,
+    use_mvit,
 )
 from vmae_jax.config.derived import (
     Plan,
@@ -19,6 +23,7 @@ from vmae_jax.config.derived import (
     check_devices,
     clip_grid,
     mixed_clips,
+    mvit_spec,
     patch_values,
     plan,
     token_counts,
@@ -28,6 +33,7 @@ from vmae_jax.config.modes import configured, smoke
 from vmae_jax.config.saved import from_mapping, to_json
 
 __all__ = [
+    "ARCHITECTURES",
     "DEFAULTS",
     "ConfigError",
     "Plan",
@@ -35,10 +41,13 @@ __all__ = [
     "check_devices",
     "clip_grid",
     "configured",
+    "defaults_of",
     "distill_defaults",
     "finetune_defaults",
     "from_mapping",
     "mixed_clips",
+    "mvit",
+    "mvit_spec",
     "patch_values",
     "plan",
     "pretrain_defaults",
@@ -46,5 +55,6 @@ __all__ = [
     "stack",
     "to_json",
     "token_counts",
+    "use_mvit",
     "validate",
 ]

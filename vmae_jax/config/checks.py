@@ -5,11 +5,17 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vmae_jax.config.defaults import DEFAULTS
-from vmae_jax.config.derived import clip_grid, mixed_clips, rows_of_a_batch, token_counts
+from vmae_jax.config.defaults import defaults_of
+from vmae_jax.config.derived import (
+    clip_grid,
+    mixed_clips,
+    mvit_spec,
+    rows_of_a_batch,
+    token_counts,
+)
 from vmae_jax.config.errors import ConfigError
 from vmae_jax.ops.attention import IMPLEMENTATIONS
-from vmae_jax.variants import POOLINGS
+from vmae_jax.variants import MVIT_POSITIONS, POOLINGS
 
 PROBES = ("knn", "linear", "attentive")
 
@@ -20,10 +26,7 @@ def validate(config: ConfigDict) -> None:
     Raises:
       ConfigError: every problem found, each with field, value and good values.
     """
-    if config.system not in DEFAULTS:
-        raise ConfigError(
-            f"config.system={config.system!r}: choose one of {', '.join(sorted(DEFAULTS))}"
-        )
+    defaults_of(config.system, config.model.architecture)
     stacks = {
         f"{group}.{name}": part
         for group in ("model", "teacher")
@@ -31,7 +34,7 @@ def validate(config: ConfigDict) -> None:
         for name, part in config[group].items()
         if isinstance(part, ConfigDict)
     }
-    checks = _CHECKS + _CHECKS_OF[config.system]
+    checks = _CHECKS + _CHECKS_OF[config.system] + _CHECKS_OF_NETWORK[config.model.architecture]
     checks += tuple(check for path in stacks for check in _stack_checks(path))
     problems = [
         f"config.{field}={value!r}: {good}"
@@ -56,7 +59,7 @@ def validate(config: ConfigDict) -> None:
                 f"{config.model.channels} channels (config.model.channels)"
             )
     if len(config.data.size) == 2 and len(config.model.tubelet) == 3:  # else reported above
-        for derive in _DERIVED_OF[config.system]:
+        for derive in _DERIVED_OF[config.system] + _DERIVED_OF_NETWORK[config.model.architecture]:
             try:
                 derive(config)
             except ConfigError as error:
@@ -208,6 +211,13 @@ _DISTILLING: tuple[_Check, ...] = (
     _probability("distill.label_weight"),
 )
 
+_MVIT: tuple[_Check, ...] = (
+    _one_of("model.positions", *MVIT_POSITIONS),
+    _one_of("model.class_token", True, False),
+)
+
+_CHECKS_OF_NETWORK: dict[str, tuple[_Check, ...]] = {"vit": (), "mvit": _MVIT}
+
 _CHECKS_OF = {
     "videomae": _PRETRAINING,
     "classify": _CLASSIFYING,
@@ -215,6 +225,7 @@ _CHECKS_OF = {
 }
 
 # Functions that raise where sizes do not go together.
+_DERIVED_OF_NETWORK = {"vit": (), "mvit": (mvit_spec,)}
 _DERIVED_OF = {
     "videomae": (token_counts,),
     "classify": (clip_grid, mixed_clips),

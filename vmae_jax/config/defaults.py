@@ -4,22 +4,37 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
+from vmae_jax.config.errors import ConfigError
 from vmae_jax.ops.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from vmae_jax.variants import VIDEOMAE_DECODERS, VIT_VARIANTS, StackSpec
+from vmae_jax.variants import (
+    MVIT_VARIANTS,
+    VIDEOMAE_DECODERS,
+    VIT_VARIANTS,
+    MViTSpec,
+    StackSpec,
+)
 
 
 def stack(spec: StackSpec) -> ConfigDict:
     """The config fields of a transformer stack of the given size."""
-    return ConfigDict(
-        {
-            **dataclasses.asdict(spec),
-            # auto: cuDNN's flash kernel on GPUs, ours (packed) on TPUs, XLA elsewhere.
-            "attention": "auto",
-            # none | named (keep matrix products, recompute the rest) | full (keep block inputs).
-            "remat": "named",
-            "drop_path": 0.0,
-        }
-    )
+    return ConfigDict({**dataclasses.asdict(spec), **_running()})
+
+
+def mvit(spec: MViTSpec) -> ConfigDict:
+    """The config fields of a multiscale transformer of the given size, in place of `stack`'s."""
+    # The number of all blocks, for those who ask a network no more than that.
+    return ConfigDict({**dataclasses.asdict(spec), "depth": spec.depth, **_running()})
+
+
+def _running() -> dict[str, str | float]:
+    """How the blocks of a network are run."""
+    return {
+        # auto: cuDNN's flash kernel on GPUs, ours (packed) on TPUs, XLA elsewhere.
+        "attention": "auto",
+        # none | named (keep matrix products, recompute the rest) | full (keep block inputs).
+        "remat": "named",
+        "drop_path": 0.0,
+    }
 
 
 def _defaults(system: str) -> ConfigDict:
@@ -32,6 +47,7 @@ def _defaults(system: str) -> ConfigDict:
     config.init_from = ""
 
     config.model = ConfigDict()
+    config.model.architecture = "vit"  # vit | mvit; decides which fields there are below
     config.model.encoder = stack(VIT_VARIANTS["B"])
     config.model.tubelet = (2, 16, 16)  # frames, rows, columns of one patch
     config.model.channels = 3  # 3: RGB; 1: grey
@@ -145,6 +161,20 @@ def _defaults(system: str) -> ConfigDict:
     return config
 
 
+def use_mvit(config: ConfigDict, spec: MViTSpec) -> None:
+    """Makes the network of an unlocked config a multiscale one, with the fields that it has."""
+    config.model.architecture = "mvit"
+    config.model.encoder = mvit(spec)
+    # Frames, rows, columns that the stem's convolution steps by; its kernel is larger.
+    config.model.tubelet = (2, 4, 4)
+    config.model.class_token = True
+    # none | separable | joint: learned, added to the stem's tokens. Positions relative to each
+    # other are learned in every block whatever this says.
+    config.model.positions = "none"
+    for field in ("layer_scale", "cosine_attention"):
+        del config.model[field]
+
+
 def pretrain_defaults() -> ConfigDict:
     """Returns a locked config with VideoMAE's released pretraining values (ViT-B, 16 x 224 x 224).
 
@@ -166,13 +196,19 @@ def pretrain_defaults() -> ConfigDict:
     return config.lock()
 
 
-def finetune_defaults() -> ConfigDict:
-    """Returns a locked config with VideoMAE's released fine-tuning values (ViT-B, Kinetics-400).
+def finetune_defaults(architecture: str = "vit") -> ConfigDict:
+    """Returns a locked config with released fine-tuning values, on Kinetics-400.
+
+    Args:
+      architecture: "vit": VideoMAE's (ViT-B); VideoMAE V2 differs where its configs say so.
+        "mvit": MaskFeat's (MViTv2-S 16x4).
 
     Source: VideoMAE (arXiv:2203.12602) and its released scripts (reference: videomae.md, section
-    5); VideoMAE V2 differs where its configs say so.
+    5); MaskFeat (arXiv:2112.09133) and its released configs (reference: maskfeat.md, 7 and 8.2).
     """
     config = _defaults("classify")
+    if architecture == "mvit":
+        use_mvit(config, MVIT_VARIANTS["S"])
     config.model.num_classes = 0  # 0: as many as the labels of the data have
     config.model.class_names = ()  # by label; (): those of the data, if it has names
     config.model.pooling = "mean"  # mean (of all tokens, then a norm) | first (norm, then token 0)
@@ -205,7 +241,22 @@ def finetune_defaults() -> ConfigDict:
     config.optim.layer_decay = 0.75
     config.train.epochs = 100
     config.train.batch_videos = 512
+    if architecture == "mvit":
+        _finetune_as_maskfeat(config)
     return config.lock()
+
+
+def _finetune_as_maskfeat(config: ConfigDict) -> None:
+    """What MaskFeat's released fine-tuning does otherwise than VideoMAE's."""
+    config.data.mean, config.data.std = (0.45,) * 3, (0.225,) * 3
+    config.data.randaugment = (7, 2, 0.5)
+    # Per node of 8 GPUs with 16 clips, of 2 crops each; rates are scaled by the nodes.
+    config.optim.base_lr = 6e-4
+    config.optim.lr_per_videos = 16.0
+    config.optim.min_lr = 1e-6
+    config.optim.warmup_epochs = 20.0
+    config.optim.clip_norm = 5.0
+    config.train.batch_videos = 256
 
 
 def distill_defaults() -> ConfigDict:
@@ -242,3 +293,26 @@ DEFAULTS = {
     "classify": finetune_defaults,
     "distill": distill_defaults,
 }
+# Of each system; the functions of those with a choice take it as an argument.
+ARCHITECTURES = {
+    "videomae": ("vit",),
+    "classify": ("vit", "mvit"),
+    "distill": ("vit",),
+}
+
+
+def defaults_of(system: str, architecture: str) -> ConfigDict:
+    """The locked defaults of a system with a network of some architecture.
+
+    Raises:
+      ConfigError: an unknown system, or an architecture that it does not have.
+    """
+    if system not in DEFAULTS:
+        raise ConfigError(f"config.system={system!r}: choose one of {', '.join(sorted(DEFAULTS))}")
+    good = ARCHITECTURES[system]
+    if architecture not in good:
+        raise ConfigError(
+            f"config.model.architecture={architecture!r}: the system {system!r} has "
+            f"{', '.join(map(repr, good))}"
+        )
+    return DEFAULTS[system](architecture) if len(good) > 1 else DEFAULTS[system]()

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from vmae_jax.config.errors import ConfigError
 from vmae_jax.ops import masking
 from vmae_jax.ops.patches import Grid, Tubelet, grid_of
+from vmae_jax.variants import MViTSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,25 @@ def clip_grid(config: ConfigDict, tubelet: Tubelet | None = None) -> Grid:
 def patch_values(config: ConfigDict, tubelet: Tubelet | None = None) -> int:
     """P, the numbers in one patch."""
     return math.prod(tubelet or config.model.tubelet) * config.model.channels
+
+
+def mvit_spec(config: ConfigDict) -> MViTSpec:
+    """The size of a multiscale network.
+
+    Raises:
+      ConfigError: numbers that do not go together.
+    """
+    part = config.model.encoder
+    try:
+        spec = MViTSpec(**{field.name: part[field.name] for field in dataclasses.fields(MViTSpec)})
+    except ValueError as error:
+        raise ConfigError(f"config.model.encoder: {error}") from error
+    if part.depth != spec.depth:
+        raise ConfigError(
+            f"config.model.encoder.depth={part.depth} is not the sum of its depths, "
+            f"{spec.depths}: {spec.depth}"
+        )
+    return spec
 
 
 def token_counts(config: ConfigDict) -> TokenCounts:

@@ -27,8 +27,8 @@ def configured(config: ConfigDict, mode: str | None) -> ConfigDict:
 def smoke(config: ConfigDict) -> ConfigDict:
     """Shrinks width, depth, batch and steps, so that every mechanism of a recipe runs on a CPU.
 
-    Head counts, MLP ratios, grids, masks, sampling and the peak learning rate stay the recipe's:
-    `lr_per_videos` shrinks with the batch, or the scaled-down rate would teach nothing.
+    Stages, head counts, MLP ratios, grids, masks, sampling and the peak learning rate stay the
+    recipe's: `lr_per_videos` shrinks with the batch, or the scaled-down rate would teach nothing.
     """
     config = config.copy_and_resolve_references()
     stacks = [
@@ -40,7 +40,11 @@ def smoke(config: ConfigDict) -> ConfigDict:
     ]
     for part in stacks:
         part.width = 8 * part.heads
-        part.depth = min(part.depth, 2)
+        if "depths" in part:
+            part.depths = tuple(min(depth, 2) for depth in part.depths)
+            part.depth = sum(part.depths)
+        else:
+            part.depth = min(part.depth, 2)
     small = min(config.train.batch_videos, 2)
     config.optim.lr_per_videos *= small / config.train.batch_videos
     config.optim.accumulate = math.gcd(config.optim.accumulate, small)

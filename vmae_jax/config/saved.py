@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vmae_jax.config.defaults import DEFAULTS
+from vmae_jax.config.defaults import defaults_of
 from vmae_jax.config.errors import ConfigError
 
 _log = logging.getLogger(__name__)
@@ -25,15 +25,15 @@ def from_mapping(values: Mapping[str, Any]) -> ConfigDict:
     default is what was done before there was a choice.
 
     Raises:
-      ConfigError: fields that this version does not know.
+      ConfigError: a system, an architecture or fields that this version does not know.
     """
     system = values.get("system")
-    if system not in DEFAULTS:
-        raise ConfigError(
-            f"the saved config is of the system {system!r}; this version has "
-            f"{', '.join(sorted(DEFAULTS))}"
-        )
-    config = DEFAULTS[system]()
+    # Before there was a choice, all networks were of one kind.
+    architecture = values.get("model", {}).get("architecture", "vit")
+    try:
+        config = defaults_of(system, architecture)
+    except ConfigError as error:
+        raise ConfigError(f"the saved config is none of this version: {error}") from error
     problems: list[str] = []
     _fill(config, values, "config", problems)
     if problems:

@@ -102,11 +102,14 @@ class Linear(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """LayerNorm over the last axis; statistics and arithmetic in float32, result in `dtype`."""
+    """LayerNorm over the last axis; statistics and arithmetic in float32, result in `dtype`.
 
-    def __init__(self, width: int, *, eps: float, dtype: str):
+    `bias` is the initial value of the learned bias.
+    """
+
+    def __init__(self, width: int, *, eps: float, dtype: str, bias: float = 0.0):
         self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
+        self.bias = nnx.Param(jnp.full((width,), bias, jnp.float32))
         self.eps = eps
         self.dtype = dtype
 
@@ -202,13 +205,22 @@ class Attention(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    """Linear, GELU, Linear."""
+    """Linear, GELU, Linear; `width_out` wide in the end (None: as wide as it came)."""
 
-    def __init__(self, width: int, hidden: int, options: StackOptions, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        options: StackOptions,
+        *,
+        width_out: int | None = None,
+        bias_init: init.Initializer = init.zeros,
+        rngs: nnx.Rngs,
+    ):
         kernel_init = init.KERNEL_INITS[options.kernel_init]
         common = {"kernel_init": kernel_init, "dtype": options.dtype, "rngs": rngs}
-        self.fc1 = Linear(width, hidden, **common)
-        self.fc2 = Linear(hidden, width, **common)
+        self.fc1 = Linear(width, hidden, bias_init=bias_init, **common)
+        self.fc2 = Linear(hidden, width_out or width, bias_init=bias_init, **common)
         self.tanh_gelu = options.gelu == "tanh"
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 """A stack of equal blocks: parameters on a leading `layers` axis, run by scan or unrolled."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -17,46 +18,67 @@ def build_stack(spec: StackSpec, options: StackOptions, *, rngs: nnx.Rngs) -> Bl
 
     It is a container: call it through `run_stack` only.
     """
-    if spec.depth < 1:
-        raise ValueError(f"a stack needs at least one block, got depth={spec.depth}")
 
-    def build(key: jax.Array) -> Block:
-        return Block(spec.width, spec.heads, spec.mlp_ratio, options, rngs=nnx.Rngs(params=key))
+    def build(rngs: nnx.Rngs) -> Block:
+        return Block(spec.width, spec.heads, spec.mlp_ratio, options, rngs=rngs)
 
-    keys = jax.random.split(rngs.params(), spec.depth)
-    graphdef, _ = nnx.split(nnx.eval_shape(lambda: build(jax.random.key(0))))
-    return nnx.merge(graphdef, jax.vmap(lambda key: nnx.state(build(key)))(keys))
+    return stacked(build, spec.depth, rngs=rngs)
+
+
+def stacked(build: Callable[[nnx.Rngs], nnx.Module], depth: int, *, rngs: nnx.Rngs) -> nnx.Module:
+    """One module whose parameters are those of `depth` equal ones, each [depth, ...].
+
+    Raises:
+      ValueError: of none.
+    """
+    if depth < 1:
+        raise ValueError(f"a stack needs at least one block, got depth={depth}")
+
+    def keyed(key: jax.Array) -> nnx.Module:
+        return build(nnx.Rngs(params=key))
+
+    keys = jax.random.split(rngs.params(), depth)
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: keyed(jax.random.key(0))))
+    return nnx.merge(graphdef, jax.vmap(lambda key: nnx.state(keyed(key)))(keys))
 
 
 def run_stack(
-    blocks: Block,
+    blocks: nnx.Module,
     x: jax.Array,
     options: StackOptions,
     *,
     keys: jax.Array | None = None,
     layers: int | None = None,
+    first: int = 0,
+    total: int | None = None,
 ) -> jax.Array:
     """Runs the blocks of `build_stack` one after the other.
 
     Args:
-      blocks: from `build_stack` with the same options.
+      blocks: from `stacked`; called as `block(x)` or, with stochastic depth, `block(x, rate=rate,
+        keys=keys)`.
       x: [B, N, D].
+      options: those the blocks were built with.
       keys: typed PRNG keys [B], one per clip, for stochastic depth; None: evaluation mode.
       layers: how many of the blocks, from the first; None: all.
+      first, total: which block of how many in the network the stack begins with, if it is one of
+        several; rates of stochastic depth and random draws are theirs.
 
     Returns:
-      [B, N, D].
+      [B, N, D], or what the blocks make of it.
 
     Raises:
       ValueError: there are not so many.
     """
     graphdef, params = nnx.split(blocks)
     depth = jax.tree.leaves(params)[0].shape[0]
+    rates = jnp.asarray(drop_path_rates(options.drop_path, total or depth))[first : first + depth]
+    indices = jnp.arange(first, first + depth)
+    inputs = (params, rates, indices)
     if layers is not None:
         _check_layer(layers, depth)
-        params, depth = jax.tree.map(lambda leaf: leaf[:layers], params), layers
+        inputs, depth = jax.tree.map(lambda leaf: leaf[:layers], inputs), layers
     dropping = keys is not None and options.drop_path > 0
-    rates = jnp.asarray(drop_path_rates(options.drop_path, depth))
 
     def body(x, layer):
         params, rate, index = layer
@@ -66,9 +88,9 @@ def run_stack(
         layer_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
         return block(x, rate=rate, keys=layer_keys), None
 
-    body = _with_remat(body, options)
-    inputs = (params, rates, jnp.arange(depth))
-    if options.scan:
+    scan = options.scan and depth > 1
+    body = _with_remat(body, options.remat, scan=scan)
+    if scan:
         return jax.lax.scan(body, x, inputs)[0]
     for i in range(depth):
         x, _ = body(x, jax.tree.map(lambda leaf, i=i: leaf[i], inputs))
@@ -104,12 +126,12 @@ def gathered(params):
     return jax.tree.map(lambda p: jax.lax.with_sharding_constraint(p, replicated), params)
 
 
-def _with_remat(body, options: StackOptions):
-    if options.remat == "none":
+def _with_remat(body, remat: str, *, scan: bool):
+    if remat == "none":
         return body
     # Inside scan the loop itself keeps XLA from undoing the recomputation.
-    checkpoint = functools.partial(jax.checkpoint, prevent_cse=not options.scan)
-    if options.remat == "full":
+    checkpoint = functools.partial(jax.checkpoint, prevent_cse=not scan)
+    if remat == "full":
         return checkpoint(body)
     policy = jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)
     return checkpoint(body, policy=policy)

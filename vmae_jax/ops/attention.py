@@ -80,17 +80,21 @@ def attention(
     """softmax(scale * q k^T) v over all tokens of each clip.
 
     Args:
-      q, k, v: [B, N, heads, head_dim] of one dtype.
+      q: [B, N, heads, head_dim].
+      k, v: of as many keys as there may be, [B, M, heads, head_dim] and [B, M, heads, value_dim],
+        in the dtype of q. The fused kernels want all three of one shape.
       scale: static factor on the scores, usually head_dim ** -0.5.
       impl: a concrete implementation; resolve "auto" with `choose_attention` first.
 
     Returns:
-      [B, N, heads, head_dim], dtype of q.
+      [B, N, heads, value_dim], dtype of q.
     """
-    if q.ndim != 4 or not q.shape == k.shape == v.shape:
+    alike = q.shape == k.shape == v.shape
+    fits = q.ndim == k.ndim == 4 and k.shape[:3] == v.shape[:3] and q.shape[2:] == k.shape[2:]
+    if not (alike or (fits and impl.startswith("xla"))):
         raise ValueError(
-            f"expected q, k, v of one shape [B, N, heads, head_dim], got {q.shape}, {k.shape}, "
-            f"{v.shape}"
+            f"expected q, k, v of one shape [B, N, heads, head_dim], or of other keys for 'xla', "
+            f"got {q.shape}, {k.shape}, {v.shape} for {impl!r}"
         )
     if impl == "xla":
         return _xla(q, k, v, scale, precision=None)
