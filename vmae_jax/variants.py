@@ -5,6 +5,19 @@ import dataclasses
 # Of a classifier: mean of all tokens and then a norm, or a norm and then the first token.
 POOLINGS = ("mean", "first")
 
+# Of a stack's tokens: a fixed sinusoid; learned tables of space and of time; one learned table; one
+# that is kept as it was loaded.
+POSITIONS = ("sincos", "separable", "joint", "frozen")
+
+# Code bases whose initialisation is known, see models/init.py.
+INITS = ("videomae", "mae_st", "slowfast")
+
+# Of a decoder: none, one of its own, or the one that comes out of the encoder.
+DECODER_CLASS_TOKENS = ("none", "own", "encoder")
+
+# The stack whose input has mask tokens.
+MASK_TOKENS = ("decoder", "encoder")
+
 
 @dataclasses.dataclass(frozen=True)
 class StackSpec:

@@ -264,10 +264,10 @@ def test_half_a_pretraining_network_is_no_start(source):
 
 def test_learned_positions_of_another_grid_are_interpolated():
     table = np.random.default_rng(0).normal(size=(2 * 3 * 3, 8)).astype(np.float32)
-    arrays = flatten(random_params(classifier(learned_positions=18).shapes))
+    arrays = flatten(random_params(classifier(positions="frozen", grid=(2, 3, 3)).shapes))
     arrays["encoder/pos_embed"] = table
     report = to_ours({}, TABLE)[1]
-    shapes = classifier(learned_positions=32).shapes
+    shapes = classifier(positions="frozen", grid=(2, 4, 4)).shapes
     fitted = fit(arrays, report, shapes, grid=(2, 4, 4))  # as many slots, square: as released
     np.testing.assert_array_equal(
         fitted.arrays["encoder/pos_embed"], resize_positions(table, (2, 3, 3), (2, 4, 4))
@@ -278,7 +278,7 @@ def test_learned_positions_of_another_grid_are_interpolated():
         fitted.arrays["encoder/pos_embed"], resize_positions(table, (1, 6, 3), (2, 4, 4))
     )
     with pytest.raises(ConversionError, match="18 positions are not 4 slots of a square"):
-        fit(arrays, report, classifier(learned_positions=16).shapes, grid=(4, 2, 2))
+        fit(arrays, report, classifier(positions="frozen", grid=(4, 2, 2)).shapes, grid=(4, 2, 2))
 
 
 def test_names_are_located_in_our_tree():

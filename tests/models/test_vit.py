@@ -90,12 +90,12 @@ def test_dropout_before_the_head_is_per_clip_and_unbiased():
 
 
 def test_learned_positions_get_no_gradient_and_fit_one_length():
-    net = classifier(learned_positions=12)
+    net = classifier(positions="frozen", grid=GRID)
     params = jax.jit(net.init)(jax.random.key(0))
     assert params["encoder"]["pos_embed"].shape == (12, 16)
     grads = jax.grad(lambda p: net.apply(p, patches(), grid=GRID).sum())(params)
     np.testing.assert_array_equal(grads["encoder"]["pos_embed"], 0)
-    with pytest.raises(ValueError, match="12 positions, the clip 8"):
+    with pytest.raises(ValueError, match=r"grid \(2, 2, 3\), the clip's is \(2, 2, 2\)"):
         net.apply(params, patches()[:, :8], grid=(2, 2, 2))
 
 

@@ -131,7 +131,12 @@ def build(attention, **options):
 
 @pytest.mark.parametrize(
     "options",
-    [{"qkv_bias": True}, {"qkv_bias": False, "qk_scale": 0.3}, {"cosine_attention": True}],
+    [
+        {"qkv_bias": True},
+        {"key_bias": True},
+        {"qkv_bias": False, "qk_scale": 0.3},
+        {"cosine_attention": True},
+    ],
 )
 def test_the_layer_gives_it_what_it_gives_the_others(options, monkeypatch):
     for module in (layers, ops):
@@ -140,6 +145,8 @@ def test_the_layer_gives_it_what_it_gives_the_others(options, monkeypatch):
     for module in (packed, separate) if packed.options.qkv_bias else ():
         module.q_bias[...] = jnp.linspace(-1.0, 1.0, 24)
         module.v_bias[...] = jnp.linspace(2.0, -2.0, 24)
+        if packed.options.key_bias:
+            module.k_bias[...] = jnp.linspace(-3.0, 1.0, 24)
     x = jax.random.normal(jax.random.key(1), (2, 10, 24))
     np.testing.assert_allclose(jax.jit(packed)(x), separate(x), atol=2e-6)
 

@@ -10,8 +10,9 @@ from vmae_jax.convert.videomae import transformers_table
 from vmae_jax.models.functional import functional
 from vmae_jax.models.layers import StackOptions
 from vmae_jax.models.mae import MaskedAutoencoder
+from vmae_jax.models.positions import add_positions
 from vmae_jax.models.stack import run_stack
-from vmae_jax.models.vit import Classifier, add_positions
+from vmae_jax.models.vit import Classifier
 from vmae_jax.ops import losses
 from vmae_jax.ops.patches import patchify
 from vmae_jax.ops.pos_embed import sincos_table

@@ -89,7 +89,8 @@ def finetune(case: Case, result: Comparison) -> None:
             values=int(np.prod(tubelet)) * channels,
             num_classes=config["num_classes"],
             pooling="mean" if config.get("use_mean_pooling", True) else "first",
-            learned_positions=int(np.prod(grid)) if learned else None,
+            positions="frozen" if learned else "sincos",
+            grid=grid,
             rngs=rngs,
         )
     )

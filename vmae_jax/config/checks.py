@@ -15,7 +15,7 @@ from vmae_jax.config.derived import (
 )
 from vmae_jax.config.errors import ConfigError
 from vmae_jax.ops.attention import IMPLEMENTATIONS
-from vmae_jax.variants import MVIT_POSITIONS, POOLINGS
+from vmae_jax.variants import INITS, MVIT_POSITIONS, POOLINGS
 
 PROBES = ("knn", "linear", "attentive")
 
@@ -211,12 +211,19 @@ _DISTILLING: tuple[_Check, ...] = (
     _probability("distill.label_weight"),
 )
 
+_VIT: tuple[_Check, ...] = (
+    _one_of("model.positions", "sincos", "separable", "joint"),
+    _one_of("model.class_token", True, False),
+    _one_of("model.key_bias", True, False),
+    _one_of("model.init", *INITS),
+)
+
 _MVIT: tuple[_Check, ...] = (
     _one_of("model.positions", *MVIT_POSITIONS),
     _one_of("model.class_token", True, False),
 )
 
-_CHECKS_OF_NETWORK: dict[str, tuple[_Check, ...]] = {"vit": (), "mvit": _MVIT}
+_CHECKS_OF_NETWORK: dict[str, tuple[_Check, ...]] = {"vit": _VIT, "mvit": _MVIT}
 
 _CHECKS_OF = {
     "videomae": _PRETRAINING,

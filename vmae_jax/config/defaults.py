@@ -51,6 +51,12 @@ def _defaults(system: str) -> ConfigDict:
     config.model.encoder = stack(VIT_VARIANTS["B"])
     config.model.tubelet = (2, 16, 16)  # frames, rows, columns of one patch
     config.model.channels = 3  # 3: RGB; 1: grey
+    # sincos (fixed) | separable (learned tables of space and of time) | joint (one learned table).
+    config.model.positions = "sincos"
+    config.model.class_token = False  # one token more, in front of the patches'
+    config.model.key_bias = False  # q, k and v all have biases; False: q and v
+    # How parameters begin: videomae | mae_st (its repository) | slowfast (PySlowFast).
+    config.model.init = "videomae"
     config.model.layer_scale = 0.0  # 0: no layer scale, as in every published model
     config.model.cosine_attention = False
     config.model.gelu = "exact"  # exact | tanh (faster on TPU; not the released function)
@@ -171,7 +177,7 @@ def use_mvit(config: ConfigDict, spec: MViTSpec) -> None:
     # none | separable | joint: learned, added to the stem's tokens. Positions relative to each
     # other are learned in every block whatever this says.
     config.model.positions = "none"
-    for field in ("layer_scale", "cosine_attention"):
+    for field in ("key_bias", "init", "layer_scale", "cosine_attention"):
         del config.model[field]
 
 

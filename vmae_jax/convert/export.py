@@ -117,7 +117,9 @@ def transformers_config(arrays: Mapping[str, np.ndarray], config: ConfigDict) ->
         "cosine attention": model.cosine_attention,
         "layer scale": model.layer_scale > 0,
         f"patches of {rows} x {columns} pixels": rows != columns,
-        "learned positions": "encoder/pos_embed" in arrays,
+        "learned positions": any(path.startswith("encoder/pos_embed") for path in arrays),
+        "class token": "encoder/cls_token" in arrays,
+        "biases of the keys": "encoder/blocks/attn/k_bias" in arrays,
     }
     if missing := [name for name, there in lacking.items() if there]:
         raise ConversionError(f"transformers' VideoMAE has no {' and no '.join(missing)}")

@@ -23,6 +23,9 @@ def mae_macs(
     values: int,
     target_values: int | None = None,
     embedded: int | None = None,
+    class_tokens: int = 0,
+    decoder_class_tokens: int = 0,
+    masks_in_encoder: bool = False,
 ) -> dict[str, int]:
     """Forward MACs of `MaskedAutoencoder` by part.
 
@@ -33,28 +36,31 @@ def mae_macs(
       target_values: numbers predicted per token; None: P.
       embedded: tokens that go through the patch embedding; None: the visible ones, which is what
         this code does. The papers embed all tokens before dropping the hidden ones.
+      class_tokens, decoder_class_tokens: that go through the stacks beside these.
+      masks_in_encoder: mask tokens go through the encoder already.
 
     Returns:
       {"patch_embed", "encoder", "encoder_to_decoder", "decoder", "head"} -> MACs of one clip.
     """
     embedded = visible if embedded is None else embedded
     target_values = values if target_values is None else target_values
+    encoded = visible + targets if masks_in_encoder else visible
     return {
         "patch_embed": embedded * values * encoder.width,
-        "encoder": stack_macs(encoder, visible),
-        "encoder_to_decoder": visible * encoder.width * decoder.width,
-        "decoder": stack_macs(decoder, visible + targets),
+        "encoder": stack_macs(encoder, encoded + class_tokens),
+        "encoder_to_decoder": encoded * encoder.width * decoder.width,
+        "decoder": stack_macs(decoder, visible + targets + decoder_class_tokens),
         "head": targets * decoder.width * target_values,
     }
 
 
 def classifier_macs(
-    spec: StackSpec, *, tokens: int, values: int, num_classes: int
+    spec: StackSpec, *, tokens: int, class_tokens: int = 0, values: int, num_classes: int
 ) -> dict[str, int]:
-    """Forward MACs of `Classifier` by part, for one view."""
+    """Forward MACs of `Classifier` by part, for one view of `tokens` patches."""
     return {
         "patch_embed": tokens * values * spec.width,
-        "encoder": stack_macs(spec, tokens),
+        "encoder": stack_macs(spec, tokens + class_tokens),
         "head": spec.width * num_classes,
     }
 

@@ -30,14 +30,16 @@ class StackOptions:
     """How the blocks of a stack are built and run. The defaults are the released VideoMAE's.
 
     Attributes:
-      qkv_bias: learn q_bias and v_bias (a key bias is always zero: softmax does not see it).
+      qkv_bias: learn q_bias and v_bias.
+      key_bias: learn k_bias too. Softmax does not see it, but files and decay lists do.
       qk_scale: factor on the scores; None: head_dim ** -0.5.
       cosine_attention: L2-normalised q and k with a learned scale per head.
       layer_scale: initial value of gamma_1 and gamma_2; 0: they do not exist.
       eps: epsilon of every LayerNorm.
       gelu: "exact" (erf) or "tanh" (faster on TPUs, other numbers).
       drop_path: rate at the last block, 0 at the first, linear between.
-      kernel_init: "xavier" (pretraining) or "normal" (fine-tuning).
+      kernel_init: see `init.KERNEL_INITS`.
+      bias_init: value that all biases begin with, those of norms included.
       attention: implementation, see ops/attention.py; resolved, not "auto".
       dtype: compute dtype, "bfloat16" or "float32".
       remat: "none", "named" (keeps matmul and attention outputs), "full" (keeps block inputs).
@@ -45,6 +47,7 @@ class StackOptions:
     """
 
     qkv_bias: bool = True
+    key_bias: bool = False
     qk_scale: float | None = None
     cosine_attention: bool = False
     layer_scale: float = 0.0
@@ -52,6 +55,7 @@ class StackOptions:
     gelu: str = "exact"
     drop_path: float = 0.0
     kernel_init: str = "xavier"
+    bias_init: float = 0.0
     attention: str = "xla"
     dtype: str = "float32"
     remat: str = "named"
@@ -73,6 +77,8 @@ class StackOptions:
                 )
         if not 0.0 <= self.drop_path < 1.0:
             raise ValueError(f"drop_path={self.drop_path} must lie in [0, 1)")
+        if self.key_bias and not self.qkv_bias:
+            raise ValueError("key_bias=True needs qkv_bias=True: q, k and v have their biases")
         if self.cosine_attention and self.qk_scale is not None:
             raise ValueError("cosine attention learns its scale; leave qk_scale at None")
 
@@ -130,7 +136,7 @@ class QKV(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention with separate q and v biases.
+    """Multi-head self-attention with separate biases of q and v, and of k where asked for.
 
     As released, head_dim = width // heads also where heads do not divide the width; the inner
     width is then heads * head_dim.
@@ -142,13 +148,23 @@ class Attention(nnx.Module):
         self.heads, self.head_dim = heads, width // heads
         inner = self.heads * self.head_dim
         kernel_init = init.KERNEL_INITS[options.kernel_init]
-        self.qkv = QKV(width, inner, kernel_init=kernel_init, rngs=rngs)
+        qkv_init = init.QKV_INITS[options.kernel_init]
+        self.qkv = QKV(width, inner, kernel_init=qkv_init, rngs=rngs)
         if options.qkv_bias:
-            self.q_bias = nnx.Param(jnp.zeros((inner,), jnp.float32))
-            self.v_bias = nnx.Param(jnp.zeros((inner,), jnp.float32))
+            self.q_bias = nnx.Param(jnp.full((inner,), options.bias_init, jnp.float32))
+            self.v_bias = nnx.Param(jnp.full((inner,), options.bias_init, jnp.float32))
+        if options.key_bias:
+            self.k_bias = nnx.Param(jnp.full((inner,), options.bias_init, jnp.float32))
         if options.cosine_attention:
             self.scale = nnx.Param(jnp.full((heads,), math.log(10.0), jnp.float32))
-        self.proj = Linear(inner, width, kernel_init=kernel_init, dtype=options.dtype, rngs=rngs)
+        self.proj = Linear(
+            inner,
+            width,
+            kernel_init=kernel_init,
+            bias_init=init.constant(options.bias_init),
+            dtype=options.dtype,
+            rngs=rngs,
+        )
         self.options = options
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -175,10 +191,16 @@ class Attention(nnx.Module):
     def _packed(self, x: jax.Array) -> jax.Array:
         dtype, bias = self.options.dtype, None
         if self.options.qkv_bias:
-            q_bias, v_bias = self.q_bias[...], self.v_bias[...]
-            bias = jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias])
+            q, k, v = self._biases()
+            bias = jnp.concatenate([q, jnp.zeros_like(q) if k is None else k, v])
         qkv = x.astype(dtype) @ self.qkv.kernel[...].astype(dtype)
         return packed_attention(qkv, bias, heads=self.heads, scale=self._scale())
+
+    def _biases(self) -> tuple[jax.Array | None, jax.Array | None, jax.Array | None]:
+        if not self.options.qkv_bias:
+            return None, None, None
+        k_bias = self.k_bias[...] if self.options.key_bias else None
+        return self.q_bias[...], k_bias, self.v_bias[...]
 
     def _separate(self, x: jax.Array) -> jax.Array:
         q, k, v = self._project(x)
@@ -189,11 +211,8 @@ class Attention(nnx.Module):
         # Three matmuls rather than one and a split: each result gets the layout attention wants.
         dtype = self.options.dtype
         kernels = jnp.split(self.qkv.kernel[...].astype(dtype), 3, axis=1)
-        biases = [None, None, None]
-        if self.options.qkv_bias:
-            biases = [self.q_bias[...], None, self.v_bias[...]]
         projected = []
-        for kernel, bias in zip(kernels, biases, strict=True):
+        for kernel, bias in zip(kernels, self._biases(), strict=True):
             y = x.astype(dtype) @ kernel
             y = y if bias is None else y + bias.astype(dtype)
             y = y.reshape(*x.shape[:2], self.heads, self.head_dim)
@@ -205,7 +224,10 @@ class Attention(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    """Linear, GELU, Linear; `width_out` wide in the end (None: as wide as it came)."""
+    """Linear, GELU, Linear; `width_out` wide in the end (None: as wide as it came).
+
+    `bias_init` of both; None: as the options say.
+    """
 
     def __init__(
         self,
@@ -214,10 +236,11 @@ class Mlp(nnx.Module):
         options: StackOptions,
         *,
         width_out: int | None = None,
-        bias_init: init.Initializer = init.zeros,
+        bias_init: init.Initializer | None = None,
         rngs: nnx.Rngs,
     ):
         kernel_init = init.KERNEL_INITS[options.kernel_init]
+        bias_init = bias_init or init.constant(options.bias_init)
         common = {"kernel_init": kernel_init, "dtype": options.dtype, "rngs": rngs}
         self.fc1 = Linear(width, hidden, bias_init=bias_init, **common)
         self.fc2 = Linear(hidden, width_out or width, bias_init=bias_init, **common)
@@ -235,9 +258,10 @@ class Block(nnx.Module):
     def __init__(
         self, width: int, heads: int, mlp_ratio: float, options: StackOptions, *, rngs: nnx.Rngs
     ):
-        self.norm1 = LayerNorm(width, eps=options.eps, dtype=options.dtype)
+        norm = {"eps": options.eps, "dtype": options.dtype, "bias": options.bias_init}
+        self.norm1 = LayerNorm(width, **norm)
         self.attn = Attention(width, heads, options, rngs=rngs)
-        self.norm2 = LayerNorm(width, eps=options.eps, dtype=options.dtype)
+        self.norm2 = LayerNorm(width, **norm)
         # int() truncates, as released: 512 * 48/11 -> 2234.
         self.mlp = Mlp(width, int(width * mlp_ratio), options, rngs=rngs)
         self.layer_scale = options.layer_scale > 0

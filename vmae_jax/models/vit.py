@@ -1,4 +1,4 @@
-"""Vision transformer over tubelets: the encoder of every VideoMAE and the classifier on top."""
+"""Vision transformer over tubelets: the encoder of VideoMAE and MAE-ST, and classifiers on top."""
 
 import functools
 
@@ -8,9 +8,9 @@ from flax import nnx
 
 from vmae_jax.models import init
 from vmae_jax.models.layers import LayerNorm, Linear, StackOptions
+from vmae_jax.models.positions import Placed
 from vmae_jax.models.stack import block_of, build_stack, run_stack
 from vmae_jax.ops.patches import Grid, Tubelet
-from vmae_jax.ops.pos_embed import sincos_table
 from vmae_jax.variants import POOLINGS, StackSpec
 
 
@@ -26,18 +26,7 @@ def stream(keys: jax.Array | None, which: int) -> jax.Array | None:
     return jax.vmap(lambda key: jax.random.fold_in(key, which))(keys)
 
 
-def add_positions(tokens: jax.Array, table: jax.Array, idx: jax.Array | None) -> jax.Array:
-    """Adds rows of a float32 table [N, D] to tokens [B, K, D]; the sum is taken in float32.
-
-    Args:
-      idx: int32 [B, K], position of each token; None: the tokens are all N, in raster order.
-    """
-    table = jnp.asarray(table, jnp.float32)
-    rows = table if idx is None else table.at[idx].get(mode="promise_in_bounds")
-    return (tokens.astype(jnp.float32) + rows).astype(tokens.dtype)
-
-
-class ViTEncoder(nnx.Module):
+class ViTEncoder(Placed):
     """Patch vectors -> tokens, for the tokens that it is given and no others.
 
     Args:
@@ -45,8 +34,9 @@ class ViTEncoder(nnx.Module):
       options: how its blocks are built and run.
       values: P, the numbers in a patch (`patch_values`).
       final_norm: end with a LayerNorm.
-      learned_positions: None for the fixed sinusoid; else N, for a table [N, D] that starts at zero
-        and, as in the released code, receives no gradient.
+      positions, grid: see `Placed`.
+      class_token: put a learned token in front of the others; results have it there too.
+      scheme: how parameters outside of the blocks begin.
     """
 
     def __init__(
@@ -56,26 +46,30 @@ class ViTEncoder(nnx.Module):
         *,
         values: int,
         final_norm: bool = True,
-        learned_positions: int | None = None,
+        positions: str = "sincos",
+        grid: Grid | None = None,
+        class_token: bool = False,
+        scheme: init.Scheme = init.SCHEMES["videomae"],
         rngs: nnx.Rngs,
     ):
-        uniform = functools.partial(init.torch_uniform, fan_in=values)
         self.patch_embed = Linear(
             values,
             spec.width,
-            kernel_init=uniform,
-            bias_init=uniform,
+            kernel_init=scheme.patch_embed,
+            bias_init=functools.partial(init.torch_uniform, fan_in=values),
             dtype=options.dtype,
             rngs=rngs,
         )
-        self.learned_positions = learned_positions is not None
-        if learned_positions is not None:
-            self.pos_embed = nnx.Param(jnp.zeros((learned_positions, spec.width), jnp.float32))
+        super().__init__(
+            spec.width, positions=positions, grid=grid, class_token=class_token, rngs=rngs
+        )
+        if class_token:
+            self.cls_token = nnx.Param(init.normal_002(rngs.params(), (spec.width,)))
         self.blocks = build_stack(spec, options, rngs=rngs)
         self.final_norm = final_norm
         if final_norm:
             self.norm = LayerNorm(spec.width, eps=options.eps, dtype=options.dtype)
-        self.values, self.width, self.options = values, spec.width, options
+        self.values, self.options = values, options
 
     def __call__(
         self,
@@ -85,20 +79,23 @@ class ViTEncoder(nnx.Module):
         grid: Grid,
         keys: jax.Array | None = None,
         layer: int | None = None,
+        mask_token: jax.Array | None = None,
     ) -> jax.Array:
         """Encodes some or all tokens.
 
         Args:
           patches: normalised patch vectors [B, K, P].
-          idx: int32 [B, K], their positions in the grid; None: all N in raster order.
+          idx: int32 [B, K], their positions in the grid; None: all N in raster order. With a
+            `mask_token` [B, K + M], those that it stands in at come last.
           grid: tokens along (time, height, width) of the whole clip; static.
           keys: typed PRNG keys [B] for stochastic depth; None: evaluation mode.
           layer: number of blocks to run; None: all of them, and the final norm if there is one.
+          mask_token: [D], in place of M patches that are hidden; None: these are left out.
 
         Returns:
-          [B, K, D] in the compute dtype.
+          [B, K (+ M), D] in the compute dtype; with a class token [B, 1 + K (+ M), D].
         """
-        x = self._embed(patches, idx, grid)
+        x = self._embed(patches, idx, grid, mask_token)
         x = run_stack(self.blocks, x, self.options, keys=keys, layers=layer)
         return self.norm(x) if self.final_norm and layer is None else x
 
@@ -111,15 +108,22 @@ class ViTEncoder(nnx.Module):
           layer: from 1.
 
         Returns:
-          float32 [B, heads, N, N], a row for each token that takes; rows sum to one.
+          float32 [B, heads, N, N], a row for each token that takes; rows sum to one. A class token
+          has the first row and column, [B, heads, 1 + N, 1 + N].
         """
         x = self._embed(patches, None, grid)
         if layer > 1:
             x = run_stack(self.blocks, x, self.options, layers=layer - 1)
         return block_of(self.blocks, layer).attention(x)
 
-    def _embed(self, patches: jax.Array, idx: jax.Array | None, grid: Grid) -> jax.Array:
-        """Patch vectors [B, K, P] -> tokens [B, K, D] with their positions."""
+    def _embed(
+        self,
+        patches: jax.Array,
+        idx: jax.Array | None,
+        grid: Grid,
+        mask_token: jax.Array | None = None,
+    ) -> jax.Array:
+        """Patch vectors [B, K, P] -> tokens with their positions, the class token in front."""
         num_tokens = grid[0] * grid[1] * grid[2]
         if patches.ndim != 3 or patches.shape[-1] != self.values:
             raise ValueError(f"expected patches [B, K, {self.values}], got {patches.shape}")
@@ -128,31 +132,33 @@ class ViTEncoder(nnx.Module):
                 f"{patches.shape[1]} patches a clip for a grid {tuple(grid)} of {num_tokens}; "
                 "give idx where only some are encoded"
             )
-        return add_positions(self.patch_embed(patches), self._table(num_tokens), idx)
+        tokens = self.patch_embed(patches)
+        if mask_token is not None:
+            tokens = with_mask_tokens(tokens, mask_token, idx.shape[1] - tokens.shape[1])
+        cls_token = self.cls_token[...] if self.class_token else None
+        return self.placed(tokens, idx, grid=grid, class_token=cls_token)
 
-    def _table(self, num_tokens: int):
-        if not self.learned_positions:
-            return sincos_table(num_tokens, self.width)
-        table = self.pos_embed[...]
-        if table.shape[0] != num_tokens:
-            raise ValueError(
-                f"the learned table has {table.shape[0]} positions, the clip {num_tokens}"
-            )
-        return jax.lax.stop_gradient(table)
+
+def with_mask_tokens(tokens: jax.Array, mask_token: jax.Array, count: int) -> jax.Array:
+    """Tokens [B, K, D] and behind them `count` copies of the mask token [D]."""
+    batch, _, width = tokens.shape
+    masked = jnp.broadcast_to(mask_token.astype(tokens.dtype), (batch, count, width))
+    return jnp.concatenate([tokens, masked], axis=1)
 
 
 class Classifier(nnx.Module):
     """Encoder over all tokens, pooling, linear head.
 
     Args:
-      pooling: "mean": mean over the tokens, then `fc_norm`, no final norm in the encoder;
-        "first": final norm, then token 0 (a patch like any other: there is no class token).
+      pooling: "mean": mean over the patches' tokens, then `fc_norm`, no final norm in the encoder;
+        "first": final norm, then token 0, a patch like any other where there is no class token.
       num_classes: 0 for no head: pooled features are returned.
       init_scale: factor on the head's initial kernel.
       head_dropout: rate of the dropout before the head.
       pooled_eps: epsilon of `fc_norm`; None: that of the blocks. transformers' port has its own.
+      positions, grid, class_token, scheme: see `ViTEncoder`.
 
-    Source: VideoMAE's and VideoMAE V2's released fine-tuning models.
+    Source: VideoMAE's, VideoMAE V2's and MAE-ST's released fine-tuning models.
     """
 
     def __init__(
@@ -166,7 +172,10 @@ class Classifier(nnx.Module):
         init_scale: float = 0.001,
         head_dropout: float = 0.0,
         pooled_eps: float | None = None,
-        learned_positions: int | None = None,
+        positions: str = "sincos",
+        grid: Grid | None = None,
+        class_token: bool = False,
+        scheme: init.Scheme = init.SCHEMES["videomae"],
         rngs: nnx.Rngs,
     ):
         if pooling not in POOLINGS:
@@ -178,7 +187,10 @@ class Classifier(nnx.Module):
             options,
             values=values,
             final_norm=pooling == "first",
-            learned_positions=learned_positions,
+            positions=positions,
+            grid=grid,
+            class_token=class_token,
+            scheme=scheme,
             rngs=rngs,
         )
         if pooling == "mean":
@@ -210,7 +222,8 @@ class Classifier(nnx.Module):
         tokens = self.encoder(patches, grid=grid, keys=keys)
         if self.pooling == "first":
             return tokens[:, 0]
-        return self.fc_norm(tokens.astype(jnp.float32).mean(axis=1))
+        patch_tokens = tokens[:, 1:] if self.encoder.class_token else tokens
+        return self.fc_norm(patch_tokens.astype(jnp.float32).mean(axis=1))
 
     def logits(self, pooled: jax.Array, *, keys: jax.Array | None = None) -> jax.Array:
         """Float32 logits [B, num_classes] of pooled features [B, D]; `keys` switch dropout on."""

@@ -18,7 +18,7 @@ from vmae_jax.ops.patches import patchify, to_planes
 from vmae_jax.ops.preprocess import normalise
 from vmae_jax.systems.base import Batch, Encoder, Params
 from vmae_jax.systems.inputs import clips
-from vmae_jax.systems.stacks import spec_of, stack_options, vit_encoder
+from vmae_jax.systems.stacks import spec_of, stack_options, vit_encoder, vit_fields, vit_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ def classifier(config: ConfigDict, chip: Chip, group: str = "model") -> ViTClass
     part, channels = config[group], config.model.channels
     tubelet = tuple(part.tubelet)
     grid, values = clip_grid(config, tubelet), patch_values(config, tubelet)
-    tokens = math.prod(grid)
+    tokens = vit_tokens(config, tubelet)
     options = stack_options(config, f"{group}.encoder", tokens=tokens, chip=chip)
     network = functional(
         lambda rngs: Classifier(
@@ -74,6 +74,7 @@ def classifier(config: ConfigDict, chip: Chip, group: str = "model") -> ViTClass
             pooling=part.pooling,
             init_scale=config.model.head_scale,
             head_dropout=config.model.head_dropout,
+            **vit_fields(config, tubelet),
             rngs=rngs,
         )
     )
@@ -99,7 +100,11 @@ def classifier(config: ConfigDict, chip: Chip, group: str = "model") -> ViTClass
         pooled=pooled,
         of_batch=lambda params, batch: logits(params, normalised(batch), None),
         macs=flops.classifier_macs(
-            spec_of(part.encoder), tokens=tokens, values=values, num_classes=classes
+            spec_of(part.encoder),
+            tokens=math.prod(grid),
+            class_tokens=int(config.model.class_token),
+            values=values,
+            num_classes=classes,
         ),
         choices={f"{group} attention": options.attention},
     )

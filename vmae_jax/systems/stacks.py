@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,11 @@ from ml_collections import ConfigDict
 from vmae_jax.chips import Chip
 from vmae_jax.config import ConfigError, clip_grid, patch_values
 from vmae_jax.models.functional import functional
+from vmae_jax.models.init import SCHEMES
 from vmae_jax.models.layers import StackOptions
 from vmae_jax.models.vit import ViTEncoder
 from vmae_jax.ops.attention import choose_attention
+from vmae_jax.ops.patches import Tubelet
 from vmae_jax.systems.base import Batch, Encoder, Params
 from vmae_jax.systems.inputs import patches_of
 from vmae_jax.variants import StackSpec
@@ -29,7 +32,7 @@ def stack_options(config: ConfigDict, path: str, *, tokens: int, chip: Chip) -> 
     Args:
       config: the recipe; `config.model` says what all stacks have in common.
       path: of the stack's fields, e.g. "model.encoder".
-      tokens: of a clip that go through it.
+      tokens: of a clip that go through it, a class token among them.
       chip: what "auto" is decided for.
 
     Raises:
@@ -48,7 +51,11 @@ def stack_options(config: ConfigDict, path: str, *, tokens: int, chip: Chip) -> 
         )
     except ValueError as error:
         raise ConfigError(f"config.{path}.attention: {error}") from error
+    scheme = SCHEMES[model.init]
     return StackOptions(
+        key_bias=model.key_bias,
+        kernel_init=scheme.kernels,
+        bias_init=scheme.encoder_bias if name == "encoder" else 0.0,
         cosine_attention=model.cosine_attention,
         layer_scale=model.layer_scale,
         gelu=model.gelu,
@@ -58,6 +65,27 @@ def stack_options(config: ConfigDict, path: str, *, tokens: int, chip: Chip) -> 
         remat=part.remat,
         scan=model.layers == "scan",
     )
+
+
+def vit_fields(config: ConfigDict, tubelet: Tubelet | None = None) -> dict[str, Any]:
+    """What `ViTEncoder`, and all that has one, is told of `config.model` beside sizes and options.
+
+    Args:
+      config: the recipe.
+      tubelet: of a network other than the one that is trained (a teacher).
+    """
+    model = config.model
+    return {
+        "positions": model.positions,
+        "grid": clip_grid(config, tubelet),
+        "class_token": model.class_token,
+        "scheme": SCHEMES[model.init],
+    }
+
+
+def vit_tokens(config: ConfigDict, tubelet: Tubelet | None = None) -> int:
+    """Tokens of a whole clip, the class token among them; arguments as above."""
+    return math.prod(clip_grid(config, tubelet)) + config.model.class_token
 
 
 def vit_encoder(
@@ -76,13 +104,15 @@ def vit_encoder(
       pooled: what the model's own head sees; None: it has no head.
     """
     depth, grid = config.model.encoder.depth, clip_grid(config)
-    options = stack_options(config, "model.encoder", tokens=math.prod(grid), chip=chip)
+    options = stack_options(config, "model.encoder", tokens=vit_tokens(config), chip=chip)
+    first = int(config.model.class_token)  # token of a patch
     network = functional(
         lambda rngs: ViTEncoder(
             spec_of(config.model.encoder),
             options,
             values=patch_values(config),
             final_norm=final_norm,
+            **vit_fields(config),
             rngs=rngs,
         )
     )
@@ -92,11 +122,18 @@ def vit_encoder(
         encoded = network.apply(
             params["encoder"], patches, grid=grid, layer=None if layer == depth else layer
         )
-        return encoded.astype(jnp.float32)
+        return encoded[:, first:].astype(jnp.float32)
 
     def attention(params: Params, batch: Batch, layer: int) -> jax.Array:
         patches = patches_of(config, batch, config.model.tubelet)
-        return network.apply(params["encoder"], patches, grid=grid, layer=layer, method="attention")
+        weights = network.apply(
+            params["encoder"], patches, grid=grid, layer=layer, method="attention"
+        )
+        if not first:
+            return weights
+        # What patches take of the class token is left out, and the rest is all there is.
+        weights = weights[:, :, 1:, 1:]
+        return weights / weights.sum(axis=-1, keepdims=True)
 
     return Encoder(
         depth=depth,

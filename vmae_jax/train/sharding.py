@@ -21,8 +21,9 @@ SHARDING_RULES = (
     (r"blocks/.*fc2/kernel$", P(None, None, "fsdp")),
     (r"patch_embed/kernel$", P(None, "fsdp")),
     (r"(head|encoder_to_decoder)/kernel$", P("fsdp", None)),
-    # Vectors are a thousandth of the parameters; gathering them would cost more than they save.
-    (r"(^|/)(bias|q_bias|v_bias|scale|gamma_1|gamma_2|mask_token)$", P()),
+    # Vectors and tables are a thousandth of the parameters; gathering them would cost more than
+    # they save.
+    (r"(^|/)(bias|[qkv]_bias|scale|gamma_1|gamma_2|(mask|cls)_token|pos_embed(_\w+)?)$", P()),
 )
 
 
