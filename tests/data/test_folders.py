@@ -26,7 +26,7 @@ def test_frame_i_is_the_picture_numbered_first_plus_i(tmp_path):
     path = make_folder(tmp_path / "7", "img_{number:05d}.png", range(1, 9))
     clip = Clip(path, 0, None, None, first_frame=3, total_frames=6)
     rules = (("", "img_{number:05d}.png"),)
-    frames = read_folder(clip, lambda n: [0, n - 1, 0], templates=rules)
+    frames = read_folder(clip, lambda n, _: [0, n - 1, 0], templates=rules)
     assert frames.shape == (3, 10, 20, 3) and reds(frames) == [3, 8, 3]
 
 
@@ -78,5 +78,7 @@ def test_grey_and_transparent_pictures_become_rgb(tmp_path):
     path = make_folder(tmp_path / "a", "{number}.png", [])
     for number, mode in enumerate(("L", "RGBA", "P")):
         Image.new(mode, (8, 8)).save(tmp_path / "a" / f"{number}.png")
-    frames = read_folder(Clip(path, -1, None, None, 0, 3), range, templates=(("", "{number}.png"),))
+    frames = read_folder(
+        Clip(path, -1, None, None, 0, 3), [0, 1, 2], templates=(("", "{number}.png"),)
+    )
     np.testing.assert_array_equal(frames, np.zeros((3, 8, 8, 3), np.uint8))

@@ -13,6 +13,7 @@ import tempfile
 import textwrap
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -92,11 +93,72 @@ def test_a_batch_equals_the_same_steps_done_by_hand(videos):
     for row, record in enumerate(batch.records.tolist()):
         rng = order.rng(row)
         path = str(videos / f"v{record}.mp4")
-        frames = read_frames(
-            path, lambda n, r=rng, p=path: choose_frames(n, where=p, options=chosen, rng=r)
-        )
+        frames = read_frames(path, partial(choose_frames, where=path, options=chosen, rng=rng))
         want = take_crops(frames, options=chosen, rng=rng)["video"]
         np.testing.assert_array_equal(batch.arrays["video"][2 * row : 2 * row + 2], want)
+
+
+@pytest.mark.parametrize("sampling", ["dense", "window", "segments", "seconds"])
+def test_each_clip_of_a_video_has_frames_of_its_own(videos, sampling):
+    """Twin: windows first, then for each its crop; the file is read once."""
+    chosen = options(videos, sampling=sampling, repeats=3, repeat_windows=True)
+    with ClipPipeline(chosen, batch_videos=4, seed=3) as pipeline:
+        batch, order = next(pipeline), pipeline._order
+    differ = 0
+    for row, record in enumerate(batch.records.tolist()):
+        rng, count = order.rng(row), 6 + 5 * record
+        draw = partial(choose_frames, count, 25.0, where="", rng=rng)
+        one = dataclasses.replace(chosen, repeats=1)
+        windows = [draw(options=one) for _ in range(3)]
+        differ += len({tuple(window) for window in windows}) > 1
+        for repeat, window in enumerate(windows):
+            frames = read_frames(str(videos / f"v{record}.mp4"), window)
+            want = take_crops(frames, options=one, rng=rng)["video"][0]
+            np.testing.assert_array_equal(batch.arrays["video"][3 * row + repeat], want)
+    assert differ
+
+
+def test_clips_with_frames_of_their_own_reach_the_device_each_on_its_canvas(videos):
+    chosen = options(videos, repeats=2, repeat_windows=True, resize="device", canvas=(64, 80))
+    batch = take(chosen, 1)[0]
+    assert batch.arrays["source"].shape == (8, 4, 64, 80, 3)
+    host = take(dataclasses.replace(chosen, resize="host"), 1)[0].arrays["video"]
+    boxes = batch.arrays["box"].round().astype(int).tolist()
+    cut = [
+        crop_resize(frames, Box(left, top, width, height), (32, 32))
+        for frames, (top, left, height, width) in zip(batch.arrays["source"], boxes, strict=True)
+    ]
+    np.testing.assert_array_equal(cut, host)
+    with ClipPipeline(chosen, batch_videos=4, seed=3) as pipeline:
+        assert {k: v.shape for k, v in pipeline.empty().items() if k != "label"} == {
+            k: v.shape for k, v in batch.arrays.items() if k != "label"
+        }
+
+
+def test_clips_in_seconds_follow_the_rate_of_their_video(tmp_path):
+    # Frame i of both is as bright as its time; a clip of 4 x 2 at 10 a second lasts 0.8 s.
+    for fps in (10, 20):
+        grey = np.arange(2 * fps, dtype=np.uint8)[:, None, None, None] * (100 // fps)
+        write_video(tmp_path / f"{fps}.mp4", np.tile(grey, (32, 32, 3)), fps=fps)
+    (tmp_path / "list.csv").write_text("path\n10.mp4\n20.mp4\n")
+    chosen = options(
+        tmp_path, manifest=str(tmp_path / "list.csv"), sampling="seconds", fps=10.0, crop="none"
+    )
+    centre = take(dataclasses.replace(chosen, select="centre", shuffle=False), 1, batch_videos=2)
+    # Frames 6, 8, 10, 13 of 20 (6 + i * 7 / 3) and 12, 17, 22, 27 of 40 (12 + i * 15 / 3).
+    found = centre[0].arrays["video"][:, :, 0, 0, 0].astype(int)
+    np.testing.assert_allclose(found, [[60, 80, 100, 130], [60, 85, 110, 135]], atol=2)
+    views = dataclasses.replace(chosen, select="views", views=(3, 1), crop="views", shuffle=False)
+    starts = take(views, 1, batch_videos=2)[0].arrays["video"][:, 0, 0, 0, 0].astype(int)
+    np.testing.assert_allclose(starts, [0, 60, 120, 0, 60, 120], atol=2)
+
+
+def test_a_folder_of_pictures_has_no_seconds(tmp_path):
+    (tmp_path / "f").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "f" / "img_00001.jpg")
+    (tmp_path / "list.txt").write_text("f 1 1\n")
+    with pytest.raises(VideoError, match='f: has no frame rate, which sampling="seconds" needs'):
+        take(options(tmp_path, sampling="seconds"), 1, batch_videos=1)
 
 
 def test_index_is_the_place_in_the_epoch_and_epochs_differ(videos):
@@ -278,7 +340,7 @@ def test_stride_overrides_go_by_path():
     paths = [f"/d/{name}/1.mp4" for name in ("k400", "SomethingV2")]
     chosen = PipelineOptions("m", "r", stride=4, stride_overrides=((r"SomethingV2", 2),))
     for path, stride in zip(paths, (4, 2), strict=True):
-        picked = choose_frames(200, where=path, options=chosen, rng=np.random.default_rng(0))
+        picked = choose_frames(200, 25.0, where=path, options=chosen, rng=np.random.default_rng(0))
         assert set(np.diff(picked)) == {stride}
 
 

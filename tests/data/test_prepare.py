@@ -74,7 +74,7 @@ def test_records_hold_all_frames_scaled_with_label_and_provenance(videos, prepar
     for i, (height, width, count) in enumerate(SIZES):
         stored = source.fetch(i, Limits())
         assert stored.label == i % 2
-        frames = stored.read(lambda n: range(n), Limits())
+        frames = stored.read(lambda n, _: range(n), Limits())
         assert frames.shape == (count, *scaled[i], 3)
         whole = read_frames(videos / f"v {i}.mp4", range(count))
         assert whole.shape[1:3] == (height, width)
@@ -189,7 +189,7 @@ def test_folders_of_pictures_and_stretches_are_prepared(videos, tmp_path):
     flags = ["--manifest", str(tmp_path / "list.csv"), "--root", str(videos), "--workers=1"]
     assert main([*flags, "--out", str(tmp_path / "cut"), "--short_side=64"]) == 0
     stored = open_source(str(tmp_path / "cut")).fetch(0, Limits())
-    frames = stored.read(lambda n: range(n), Limits()).astype(int)
+    frames = stored.read(lambda n, _: range(n), Limits()).astype(int)
     wanted = read_frames(videos / "v 3.mp4", range(10, 20))
     assert frames.shape == wanted.shape and np.abs(frames - wanted).mean() < 6
 

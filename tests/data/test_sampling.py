@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from vmae_jax.data.sampling import (
     dense_indices,
     dense_views,
+    seconds_indices,
+    seconds_views,
     segment_indices,
     segment_views,
     view_starts,
@@ -178,9 +180,53 @@ def test_views_rise_and_stay_inside(num_frames, frames, stride, clips):
     for got in (
         dense_views(num_frames, frames=frames, stride=stride, clips=clips),
         segment_views(num_frames, frames=frames, clips=clips),
+        seconds_views(num_frames, frames=frames, length=frames * stride / 1.7, clips=clips),
     ):
         assert got.shape == (clips, frames) and (np.diff(got) >= 0).all()
         assert got.min() >= 0 and got.max() < num_frames
+
+
+# trunc(i * 63 / 15): 64 frames at the nominal rate, of which the last but one place is 58.8
+STRETCH = [0, 4, 8, 12, 16, 21, 25, 29, 33, 37, 42, 46, 50, 54, 58, 63]
+
+
+def test_stretches_of_a_test_begin_at_multiples_of_a_whole_step():
+    got = seconds_views(300, frames=16, length=64.0, clips=10)
+    np.testing.assert_array_equal(got[:, 0], 26 * np.arange(10))  # floor(236 / 9) = 26
+    np.testing.assert_array_equal(got - got[:, :1], [STRETCH] * 10)
+    (one,) = seconds_views(301, frames=16, length=64.0, clips=1)
+    np.testing.assert_array_equal(one, np.array(STRETCH) + 118)  # floor(237 / 2)
+    np.testing.assert_array_equal(one, seconds_indices(301, frames=16, length=64.0, rng=None))
+
+
+def test_a_stretch_has_the_same_seconds_at_any_rate():
+    # 64 frames at 30 a second are 2.133 s: 53.3 frames at 25, where room is 246.67
+    got = seconds_indices(300, frames=16, length=64 / 30 * 25, rng=None)
+    np.testing.assert_array_equal(got, [int(123 + i * (64 / 30 * 25 - 1) / 15) for i in range(16)])
+    assert got[-1] == 175
+    (fast,) = seconds_views(300, frames=4, length=4 * 10 / 30 * 60, clips=1)
+    np.testing.assert_array_equal(fast, [110, 136, 162, 189])  # 110 + i * 79 / 3
+
+
+def test_a_stretch_begins_between_frames_too():
+    class Begins:
+        def uniform(self, low, high):
+            self.asked = low, high
+            return 7.9
+
+    rng = Begins()
+    got = seconds_indices(100, frames=16, length=64.0, rng=rng)
+    assert rng.asked == (0.0, 36.0)
+    np.testing.assert_array_equal(got, [int(7.9 + i * 4.2) for i in range(16)])
+    assert got[-1] == 70  # 7.9 + 63: it may be the frame that begins within the last place
+
+
+def test_a_video_shorter_than_the_stretch_repeats_its_last_frame():
+    for rng in (np.random.default_rng(0), None):
+        got = seconds_indices(20, frames=16, length=64.0, rng=rng)
+        np.testing.assert_array_equal(got, [min(place, 19) for place in STRETCH])
+    views = seconds_views(20, frames=16, length=64.0, clips=3)
+    np.testing.assert_array_equal(views, [got] * 3)
 
 
 def test_views_of_a_line():

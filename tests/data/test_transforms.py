@@ -207,6 +207,20 @@ def test_view_crops_are_squares_along_the_long_side():
     np.testing.assert_array_equal(middle, whole[:, :, 8:28])  # round(15 / 2)
 
 
+def test_view_crops_of_frames_that_are_brought_to_a_larger_short_side():
+    # 32 x 52 to a short side of 64: 64 x 104, of which squares of 40 are cut, at half the height.
+    frames = np.random.default_rng(0).integers(0, 256, (2, 32, 52, 3), np.uint8)
+    large = crop_resize(frames, Box(0, 0, 52, 32), (64, 104), "bilinear")
+    crops = view_crops(frames, size=(40, 40), crops=3, resample="bilinear", short_side=64)
+    for crop, left in zip(crops, (0, 32, 64), strict=True):
+        np.testing.assert_array_equal(crop, large[:, 12:52, left : left + 40])
+    upright = view_crops(
+        frames.swapaxes(1, 2), size=(40, 40), crops=3, resample="bilinear", short_side=64
+    )
+    for crop, other in zip(crops, upright, strict=True):
+        assert np.abs(crop.swapaxes(1, 2).astype(int) - other).max() <= 1  # axes in other order
+
+
 def test_view_crops_of_other_shapes_cover_the_frame_without_squeezing_it():
     frames = np.random.default_rng(0).integers(0, 256, (1, 30, 53, 3), np.uint8)
     crops = view_crops(frames, size=(20, 40), crops=2, resample="antialias")  # int(40 * 30 / 53)

@@ -3,6 +3,7 @@
 import os
 import pickle
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -97,7 +98,7 @@ def test_random_access_is_exact_in_awkward_streams(tmp_path, encoder, options, s
     """Open groups of pictures, pyramids, gradual refresh, containers without showing times."""
     path = tmp_path / f"v.{suffix}"
     write_with(path, encoder, options, numbered_frames(90))
-    whole = read_frames(path, range)
+    whole = read_frames(path, lambda n, _: range(n))
     assert numbers(whole) == list(range(90))
     rng = np.random.default_rng(0)
     for chosen in ([0], [89], *rng.integers(90, size=(12, 4)).tolist()):
@@ -120,8 +121,30 @@ def test_only_what_is_needed_is_decoded(clip, monkeypatch):
 
 def test_the_chooser_is_told_the_true_count(clip):
     asked = []
-    frames = read_frames(clip, lambda n: asked.append(n) or [n - 1])
+    frames = read_frames(clip, lambda n, _: asked.append(n) or [n - 1])
     assert asked == [100] and numbers(frames) == [99]
+
+
+def test_the_chooser_is_told_the_average_rate(clip, tmp_path):
+    rates = []
+    read_frames(clip, lambda _, fps: rates.append(fps) or [0])
+    # Of 40 frames 20 last 0.1 s and 19 0.02 s, the last one a tick of 1 ms: 2.381 s in all.
+    write_at(tmp_path / "variable.mp4", np.cumsum([0, *[100] * 20, *[20] * 19]))
+    read_frames(tmp_path / "variable.mp4", lambda _, fps: rates.append(fps) or [0])
+    np.testing.assert_allclose(rates, [25.0, 40 / 2.381], rtol=1e-3)
+
+
+def write_at(path, times_ms):
+    """Grey frames that are shown at these times."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=1000, options={"bf": "0"})
+        stream.height, stream.width, stream.pix_fmt = 32, 32, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for time_ms in times_ms:
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 128, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = int(time_ms), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
 
 
 @pytest.mark.parametrize(
@@ -137,7 +160,7 @@ def test_the_chooser_is_told_the_true_count(clip):
 )
 def test_start_and_end_are_seconds_and_half_open(clip, start, end, first, count):
     asked = []
-    frames = read_frames(clip, lambda n: asked.append(n) or [0], start=start, end=end)
+    frames = read_frames(clip, lambda n, _: asked.append(n) or [0], start=start, end=end)
     assert asked == [count] and numbers(frames) == [first]
 
 
@@ -190,7 +213,7 @@ def test_the_deadline_is_looked_at_while_decoding(clip, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
 
-    def choose(_):
+    def choose(_count, _fps):
         now[0] = 11.0
         return [0]
 
@@ -233,7 +256,7 @@ def test_damaged_files_decode_or_are_refused_and_nothing_else(tmp_path):
                 for i in rng.integers(len(data), size=10):
                     data[i] = rng.integers(256)
             try:
-                frames = read_frames(bytes(data), lambda n: [0, n - 1], Limits(timeout_s=10))
+                frames = read_frames(bytes(data), lambda n, _: [0, n - 1], Limits(timeout_s=10))
                 outcomes.append(frames.shape[0] == 2)
             except VideoError:
                 outcomes.append(None)

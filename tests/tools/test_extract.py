@@ -62,7 +62,7 @@ def clips_of(made, name):
     """The windows of a video, put together without the code that slides."""
     index = [[s + i * STRIDE for i in range(WINDOW)] for s in STARTS[name]]
     index = np.minimum(index, COUNTS[name] - 1)
-    frames = read_frames(made / name, range)
+    frames = read_frames(made / name, lambda n, _: range(n))
     (cropped,) = transforms.view_crops(frames, size=(16, 16), crops=1, resample="bilinear")
     return index, cropped[index]
 
@@ -125,7 +125,7 @@ def test_the_preset_of_temporal_action_detection(made, tmp_path):
     found = dict(np.load(tmp_path / "a.mp4.npz"))
     starts = list(range(0, 23 - 15, 3))
     assert found["frames"].tolist() == [list(range(s, s + 16)) for s in starts]
-    frames = read_frames(video, range).astype(float)
+    frames = read_frames(video, lambda n, _: range(n)).astype(float)
     for axis, pixels in ((1, 24), (2, 40)):  # each output pixel between its two neighbours
         place = np.clip((np.arange(16) + 0.5) * pixels / 16 - 0.5, 0, pixels - 1)
         below, share = np.floor(place).astype(int), place % 1

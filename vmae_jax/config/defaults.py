@@ -77,14 +77,18 @@ def _defaults(system: str) -> ConfigDict:
     config.data.published_videos = 0  # size of the published set; a different count is remarked on
     config.data.published_classes = 0  # its classes, where a step is planned or timed without data
     config.data.frames = 16
-    config.data.stride = 4
+    config.data.stride = 4  # frames from one to the next
     config.data.stride_overrides = ()  # ((path regex, stride), ...)
-    config.data.sampling = "dense"  # dense (pretraining) | window (fine-tuning) | segments
+    # dense (pretraining) | window (fine-tuning) | segments | seconds (MAE-ST and MaskFeat: a clip
+    # lasts frames x stride / fps seconds, whatever the rate of the video).
+    config.data.sampling = "dense"
+    config.data.fps = 30.0  # of "seconds"
     # random (training) | centre (validation) | views (test): which frames the rule picks.
     config.data.select = "random"
     config.data.views = (5, 3)  # clips, crops that a test takes of each video
     config.data.size = (224, 224)  # height, width
     config.data.crop = "multi_scale"  # multi_scale | resized | views | centre | none; docs/data.md
+    config.data.short_side = 0  # of "views": frames are brought to it before the size; 0: to that
     config.data.scales = (1.0, 0.875, 0.75, 0.66)
     config.data.crop_area = (0.08, 1.0)  # of "resized": least and most, as shares of the frame
     config.data.crop_aspect = (3 / 4, 4 / 3)  # of "resized": least and most width / height
@@ -99,7 +103,8 @@ def _defaults(system: str) -> ConfigDict:
     # Height and width of the frames sent to the device; what does not fit is shrunk first. Choose
     # the size of your videos, e.g. (320, 568) for a short side of 320.
     config.data.canvas = (256, 456)
-    config.data.repeats = 1  # crops taken of each decoded video
+    config.data.repeats = 1  # clips taken of each video that is read
+    config.data.repeat_windows = False  # each of them has its own frames; else crops of the same
     # Off: the released pretraining transform has no flip, though the paper lists one for K400.
     config.data.flip = False
     config.data.mean = IMAGENET_MEAN

@@ -188,9 +188,14 @@ def check_devices(config: ConfigDict, num_devices: int) -> None:
         )
 
 
+def clips_of_a_window(config: ConfigDict) -> int:
+    """Clips of a video that are crops of the same frames."""
+    return 1 if config.data.repeat_windows else config.data.repeats
+
+
 def rows_of_a_batch(config: ConfigDict) -> tuple[int, str]:
     """What a global batch can be split into, number and name: clips, but videos where the clips of
     a video are cut on the device that has its frames."""
-    if config.data.resize == "device":
+    if config.data.resize == "device" and clips_of_a_window(config) > 1:
         return config.train.batch_videos, "videos"
     return config.train.batch_videos * config.data.repeats, "clips"

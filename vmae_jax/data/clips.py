@@ -51,9 +51,11 @@ class PipelineOptions:
       style: of the manifest, or "auto".
       allow_outside: accept paths that leave the root.
       frames: per clip.
-      stride: between frames; "segments" need none.
+      stride: between frames, with "seconds" at `fps` frames a second; "segments" need none.
       stride_overrides: (regex searched in the path, stride) pairs; the first match counts.
-      sampling: "dense" (pretraining), "window" (fine-tuning) or "segments"; see `sampling`.
+      sampling: "dense" (pretraining), "window" (fine-tuning), "segments", or "seconds" (MAE-ST,
+        MaskFeat); see `sampling`.
+      fps: nominal rate of "seconds": a clip lasts `frames * stride / fps` seconds of any video.
       select: "random" frames (training), those in the "centre" (validation), or test "views".
       views: (clips, crops) of each video with select="views".
       size: (height, width) of the clips.
@@ -62,6 +64,8 @@ class PipelineOptions:
         resized until they just cover the size, crops along the longer side: `views[1]` of them
         with select="views", else the one in the middle), "centre" (largest centred box), "none"
         (whole frame, squeezed).
+      short_side: of crop="views": the frames are resized as for a size whose shorter side is this,
+        before the size is cut; 0: as for the size itself.
       scales: of the multi-scale crop.
       crop_area: least and most area of the "resized" crop, as shares of the frame.
       crop_aspect: its least and most width / height.
@@ -71,7 +75,8 @@ class PipelineOptions:
       resize: where crops are cut out and resized: "host" (Pillow), or "device", which gets one
         source clip and the boxes of its crops.
       canvas: (height, width) of the source clips that go to the device.
-      repeats: crops drawn from one decoded stretch of frames; copies are adjacent in the batch.
+      repeats: clips taken of a video each time that it is read; they are adjacent in the batch.
+      repeat_windows: each of them has frames of its own, else they are crops of the same ones.
       frame_templates: (regex, file name) pairs for folders of frames; see `folders`.
       on_error: "raise" stops at the first bad video; "skip" takes another, counted and logged.
       max_error_rate: with "skip", the share of bad videos above which the run stops ...
@@ -97,11 +102,13 @@ class PipelineOptions:
     stride: int = 4
     stride_overrides: tuple[tuple[str, int], ...] = ()
     sampling: str = "dense"
+    fps: float = 30.0
     select: str = "random"
     views: tuple[int, int] = (5, 3)
     size: tuple[int, int] = (224, 224)
     channels: int = 3
     crop: str = "multi_scale"
+    short_side: int = 0
     scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
     crop_area: tuple[float, float] = (0.08, 1.0)
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
@@ -110,6 +117,7 @@ class PipelineOptions:
     resize: str = "host"
     canvas: tuple[int, int] = (256, 456)
     repeats: int = 1
+    repeat_windows: bool = False
     frame_templates: tuple[tuple[str, str], ...] = DEFAULT_TEMPLATES
     on_error: str = "raise"
     max_error_rate: float = 0.01
@@ -156,6 +164,13 @@ class PipelineOptions:
                 raise ValueError(
                     f"{name} must be (least, most), 0 < least <= most <= {most:g}, got {value}."
                 )
+        if not 0 < self.fps < math.inf:
+            raise ValueError(f"fps must be a positive number, got {self.fps}.")
+        if self.short_side and self.short_side < min(self.size):
+            raise ValueError(
+                f"short_side={self.short_side} is less than the shorter side of size={self.size}, "
+                "which is cut from it; set it to 0 or to more."
+            )
         if self.channels not in (1, 3):
             raise ValueError(f"channels={self.channels}; choose 3 (RGB) or 1 (grey).")
         for pattern, stride in self.stride_overrides:
@@ -188,10 +203,10 @@ class PipelineOptions:
                 raise ValueError(
                     f'select="{self.select}" leaves nothing to chance; set randaugment=().'
                 )
-            if self.resize == "device" and self.repeats > 1:
+            if self.resize == "device" and self.repeats > self.windows:
                 raise ValueError(
                     'with resize="device" the crops of a video share its frames, but randaugment '
-                    'changes them for each crop; choose resize="host" or repeats=1.'
+                    'changes them for each crop; choose resize="host", repeats=1 or repeat_windows.'
                 )
         if self.select == "views":
             if self.repeats > 1:
@@ -211,6 +226,13 @@ class PipelineOptions:
     def clips(self) -> int:
         """Clips that a video gives; they are adjacent in the batch."""
         return math.prod(self.views) if self.select == "views" else self.repeats
+
+    @property
+    def windows(self) -> int:
+        """Stretches of frames that are read of a video for its clips."""
+        if self.select == "views":
+            return self.views[0]
+        return self.repeats if self.repeat_windows else 1
 
     @property
     def limits(self) -> Limits:
@@ -329,34 +351,52 @@ def read_clip(stored: StoredVideo, choose: Choose, options: PipelineOptions) -> 
 
 
 def choose_frames(
-    num_frames: int, *, where: str, options: PipelineOptions, rng: np.random.Generator
+    num_frames: int,
+    fps: float,
+    *,
+    where: str,
+    options: PipelineOptions,
+    rng: np.random.Generator,
 ) -> np.ndarray:
-    """Draws the frames of a clip by the rule that the options name.
+    """Draws the frames of a video's clips by the rule that the options name.
 
     Args:
       num_frames: usable frames of the video.
+      fps: frames per second; NaN where nobody knows.
       where: place of the video, in which `stride_overrides` are searched.
-      options: frames, sampling, select, views and strides count.
-      rng: of the clip.
+      options: frames, sampling, fps, select, views, repeats and strides count.
+      rng: of the video.
 
     Returns:
-      int64 [frames]; with select="views" those of all clips, one after another.
+      int64 [windows * frames], one stretch after another; `options.windows` says how many.
+
+    Raises:
+      VideoError: the rule goes by seconds, and the video has no rate.
     """
-    chance = rng if options.select == "random" else None
     frames, clips = options.frames, options.views[0]
-    if options.sampling == "segments":
-        if options.select == "views":
-            return sampling.segment_views(num_frames, frames=frames, clips=clips).ravel()
-        return sampling.segment_indices(num_frames, frames=frames, rng=chance)
     stride = next(
         (s for pattern, s in options.stride_overrides if re.search(pattern, where)),
         options.stride,
     )
+    match options.sampling:
+        case "segments":
+            views, draw = sampling.segment_views, sampling.segment_indices
+            rule = {"frames": frames}
+        case "seconds":
+            if math.isnan(fps):
+                raise VideoError(
+                    where, 'has no frame rate, which sampling="seconds" needs; choose "window"'
+                )
+            views, draw = sampling.seconds_views, sampling.seconds_indices
+            rule = {"frames": frames, "length": frames * stride / options.fps * fps}
+        case kind:
+            views = sampling.dense_views
+            draw = sampling.dense_indices if kind == "dense" else sampling.window_indices
+            rule = {"frames": frames, "stride": stride}
     if options.select == "views":
-        views = sampling.dense_views(num_frames, frames=frames, stride=stride, clips=clips)
-        return views.ravel()
-    rule = {"dense": sampling.dense_indices, "window": sampling.window_indices}[options.sampling]
-    return rule(num_frames, frames=frames, stride=stride, rng=chance)
+        return views(num_frames, **rule, clips=clips).ravel()
+    chance = rng if options.select == "random" else None
+    return np.concatenate([draw(num_frames, **rule, rng=chance) for _ in range(options.windows)])
 
 
 def take_crops(
@@ -365,31 +405,40 @@ def take_crops(
     """Makes the clips of one video from its frames, as far as that is done on the host.
 
     Args:
-      frames: uint8 [T, H, W, C]; with select="views" those of `views[0]` clips one after another.
+      frames: uint8 [T, H, W, C], those of `options.windows` stretches one after another.
       options: crop, size, filter, repeats, views and where to resize count.
       rng: of the video.
 
     Returns:
       {"video": uint8 [R, T, height, width, C]}, R = `options.clips`, crops of a clip adjacent; with
-      `resize="device"`, of the same boxes, {"source": uint8 [1, T, *canvas, C], "box": float32
-      [R, 4]}.
+      `resize="device"`, of the same boxes, {"source": uint8 [windows, T, *canvas, C], "box":
+      float32 [R, 4]}.
     """
+    stretches = np.split(frames, len(frames) // options.frames)
+    copies = 1 if options.repeat_windows else options.repeats  # of each stretch
     if options.resize == "device":
-        boxes = [
-            draw_box(*frames.shape[1:3], options=options, rng=rng) for _ in range(options.repeats)
-        ]
-        frames = _augmented(frames, options, rng)
+        laid = [_laid(stretch, copies, options, rng) for stretch in stretches]
+        sources, boxes = zip(*laid, strict=True)
         with stage("crop"):
-            source, places = transforms.lay_on_canvas(frames, boxes, options.canvas)
-            return {"source": source[None], "box": places}
+            return {"source": np.stack(sources), "box": np.concatenate(boxes)}
     crops = [
         crop
-        for stretch in np.split(frames, len(frames) // options.frames)
-        for _ in range(options.repeats)
+        for stretch in stretches
+        for _ in range(copies)
         for crop in _crops(stretch, options, rng)
     ]
     with stage("crop"):
         return {"video": np.stack(crops)}
+
+
+def _laid(
+    frames: np.ndarray, copies: int, options: PipelineOptions, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """One clip laid on the canvas, and the boxes of its crops there."""
+    boxes = [draw_box(*frames.shape[1:3], options=options, rng=rng) for _ in range(copies)]
+    frames = _augmented(frames, options, rng)
+    with stage("crop"):
+        return transforms.lay_on_canvas(frames, boxes, options.canvas)
 
 
 def _crops(
@@ -401,7 +450,11 @@ def _crops(
         if options.crop == "views":
             crops = options.views[1] if options.select == "views" else 1
             return transforms.view_crops(
-                frames, size=options.size, crops=crops, resample=options.filter
+                frames,
+                size=options.size,
+                crops=crops,
+                resample=options.filter,
+                short_side=options.short_side,
             )
         box = draw_box(*frames.shape[1:3], options=options, rng=rng)
         return [transforms.crop_resize(frames, box, options.size, options.filter)]
@@ -410,9 +463,9 @@ def _crops(
 def black(options: PipelineOptions) -> dict[str, np.ndarray]:
     """What stands in the place of a video that is not there, as `take_crops` would give it."""
     if options.resize == "device":
-        source = np.zeros((1, options.frames, *options.canvas, options.channels), np.uint8)
+        shape = (options.windows, options.frames, *options.canvas, options.channels)
         whole = np.array([0, 0, *options.canvas], np.float32)
-        return {"source": source, "box": np.tile(whole, (options.repeats, 1))}
+        return {"source": np.zeros(shape, np.uint8), "box": np.tile(whole, (options.repeats, 1))}
     shape = (options.clips, options.frames, *options.size, options.channels)
     return {"video": np.zeros(shape, np.uint8)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
@@ -12,9 +13,9 @@ from PIL import Image, UnidentifiedImageError
 
 from vmae_jax.data import storage
 from vmae_jax.data.manifest import Clip
-from vmae_jax.data.video import DEFAULT_LIMITS, Limits, VideoError
+from vmae_jax.data.video import DEFAULT_LIMITS, Chooser, Limits, VideoError
 
-Choose = Callable[[int], Sequence[int]] | Sequence[int]
+Choose = Chooser | Sequence[int]
 
 # (regex searched in the folder's path, file name). `{}` or `{number}` is the frame's number,
 # `{folder}` the folder's name. The first match counts. AVA must begin a part of the path and not be
@@ -34,13 +35,15 @@ def read_folder(
 ) -> np.ndarray:
     """Reads chosen frames of a folder; frame `i` is the picture numbered `first_frame + i`.
 
+    Nobody knows the rate of pictures in a folder: a function that chooses gets NaN.
+
     Returns:
       uint8 [n, H, W, 3], RGB.
 
     Raises:
       VideoError: a picture is missing or damaged, or sizes differ.
     """
-    chosen = chosen_frames(choose, clip.total_frames, clip.path)
+    chosen = chosen_frames(choose, clip.total_frames, math.nan, clip.path)
 
     def read(i: int) -> np.ndarray:
         name, data = picture_bytes(clip, i, templates)
@@ -67,9 +70,9 @@ def picture_bytes(
         raise VideoError(clip.path, f"the frame {name} cannot be read ({error})") from None
 
 
-def chosen_frames(choose: Choose, num_frames: int, where: str) -> np.ndarray:
+def chosen_frames(choose: Choose, num_frames: int, fps: float, where: str) -> np.ndarray:
     """Asks which frames are wanted; int64 [n], each within 0..num_frames-1."""
-    chosen = np.asarray(choose(num_frames) if callable(choose) else choose, np.int64)
+    chosen = np.asarray(choose(num_frames, fps) if callable(choose) else choose, np.int64)
     if chosen.min() < 0 or chosen.max() >= num_frames:
         raise IndexError(
             f"{where}: frames {chosen.min()} to {chosen.max()} asked for; usable are "

@@ -77,7 +77,10 @@ _CLIP_FACTS = (
     *("size", "crop", "scales", "channels"),
 )
 # Those that came later: a state without them is of clips made with their defaults.
-_LATER_FACTS = ("select", "views", "crop_area", "crop_aspect", "randaugment", "filter")
+_LATER_FACTS = (
+    *("select", "views", "crop_area", "crop_aspect", "randaugment", "filter"),
+    *("fps", "short_side", "repeat_windows"),
+)
 _BATCH_ARRAYS = ("video", "source", "box", "index", "label")  # what else comes is about them
 _CHUNK_BYTES = 64 << 20  # of one message from a worker, when its size is left open
 
@@ -97,8 +100,9 @@ class HostBatch:
 
     Attributes:
       arrays: "video" uint8 [b * R, T, H, W, C], "index" int32 [b * R], "label" int32 [b * R]; with
-        `resize="device"` in place of "video": "source" uint8 [b, T, *canvas, C] and "box" float32
-        [b * R, 4], top, left, height and width on the canvas. R is `options.clips`.
+        `resize="device"` in place of "video": "source" uint8 [b * W, T, *canvas, C] and "box"
+        float32 [b * R, 4], top, left, height and width on the canvas. R is `options.clips`, W
+        `options.windows`.
       records: int64 [b], records of the source that were used, replacements included; -1 where
         there is no video (single passes only).
       failures: videos that were replaced, or left out, in this batch.
@@ -550,7 +554,7 @@ def _chunk_videos(options: PipelineOptions, local_videos: int) -> int:
                 "of a batch that this process reads."
             )
         return options.worker_videos
-    pixels = options.frames * math.prod(options.canvas)
+    pixels = options.windows * options.frames * math.prod(options.canvas)
     if options.resize == "host":
         pixels = options.clips * options.frames * math.prod(options.size)
     most = max(1, _CHUNK_BYTES // (pixels * options.channels))

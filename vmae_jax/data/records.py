@@ -206,7 +206,7 @@ class RecordSet(Source):
         label = int(self._index.labels[i])
         if header["kind"] == "jpeg":
             return EncodedPictures(where, tuple(parts), label, header.get("fps") or 0.0)
-        return EncodedVideo(where, bytes(parts[0]), label)
+        return EncodedVideo(where, bytes(parts[0]), label, timed=bool(header.get("fps")))
 
     def _place(self, i: int) -> tuple[str, int]:
         if not 0 <= i < len(self):

@@ -3,14 +3,15 @@
 Indices are int64, 0-based, within 0..num_frames-1: [frames], or [clips, frames] for the views of a
 test. Where a rule takes `rng`, None stands for its variant without chance. "Released" are the
 pretraining and fine-tuning loaders of VideoMAE and V2 (arXiv:2203.12602, arXiv:2303.16727), whose
-code, where it differs from the papers, is followed.
+code, where it differs from the papers, is followed. "seconds" is the rule of MAE-ST and PySlowFast
+(arXiv:2205.09113), and MaskFeat's.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-SAMPLINGS = ("dense", "window", "segments")
+SAMPLINGS = ("dense", "window", "segments", "seconds")
 
 
 def dense_indices(
@@ -73,6 +74,48 @@ def segment_indices(num_frames: int, *, frames: int, rng: np.random.Generator | 
         return np.maximum(np.arange(frames) - (frames - num_frames), 0)
     within = length // 2 if rng is None else rng.integers(length, size=frames)
     return np.arange(frames) * length + within
+
+
+def seconds_indices(
+    num_frames: int, *, frames: int, length: float, rng: np.random.Generator | None
+) -> np.ndarray:
+    """Frames spread over a stretch of a length in seconds: MAE-ST and MaskFeat.
+
+    The stretch begins anywhere, between frames too, where it fits in the video, else with it; its
+    last place is `length - 1` frames on, so 16 of 64 lie 63/15 apart. Places are rounded down; past
+    the end of a short video its last frame is repeated. Without chance the stretch lies in the
+    middle, its begin rounded down.
+
+    Args:
+      length: of the stretch in frames of this video, its seconds times the frame rate; real.
+
+    Source: released loaders of MAE-ST and PySlowFast (reference/mae_st.md, 4.1; maskfeat.md, 7).
+    """
+    _check(num_frames, frames, 1)
+    room = max(num_frames - length, 0.0)
+    start = room // 2 if rng is None else rng.uniform(0.0, room)
+    return _spread(np.array([start]), length, frames, num_frames)[0]
+
+
+def seconds_views(num_frames: int, *, frames: int, length: float, clips: int) -> np.ndarray:
+    """Stretches of a length in seconds, evenly over the whole video: the test of "seconds".
+
+    Stretch k begins at k * floor(room / (clips - 1)); a single one lies in the middle.
+
+    Returns:
+      int64 [clips, frames].
+
+    Source: the offset rule of PySlowFast's test (reference/mae_st.md, 5.2; maskfeat.md, 7).
+    """
+    _check(num_frames, frames, 1)
+    room = max(num_frames - length, 0.0)
+    starts = np.array([room // 2]) if clips == 1 else np.arange(clips) * (room // (clips - 1))
+    return _spread(starts, length, frames, num_frames)
+
+
+def _spread(starts: np.ndarray, length: float, frames: int, num_frames: int) -> np.ndarray:
+    places = np.linspace(starts, starts + length - 1, frames, axis=-1)
+    return np.clip(places, 0, num_frames - 1).astype(np.int64)
 
 
 def dense_views(num_frames: int, *, frames: int, stride: int, clips: int) -> np.ndarray:

@@ -5,8 +5,10 @@ All kinds have a `label` (-1: none) and `read`, so what follows need not ask whi
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,7 +24,7 @@ from vmae_jax.data.folders import (
     stack_pictures,
 )
 from vmae_jax.data.manifest import Clip
-from vmae_jax.data.video import Limits, frame_times, iterate_frames, read_frames
+from vmae_jax.data.video import Chooser, Limits, frame_times, iterate_frames, read_frames
 
 
 class StoredVideo(Protocol):
@@ -36,7 +38,8 @@ class StoredVideo(Protocol):
         """Decodes chosen frames.
 
         Args:
-          choose: frame indices, or a function from the number of usable frames to indices.
+          choose: frame indices, or a function from the number of usable frames and the frames per
+            second (NaN where nobody knows) to indices.
           limits: caps; exceeding one is a VideoError.
 
         Returns:
@@ -59,16 +62,23 @@ class StoredVideo(Protocol):
 
 @dataclass(frozen=True)
 class EncodedVideo:
-    """The bytes of a video file; `start` and `end` (seconds) restrict the usable part."""
+    """The bytes of a video file; `start` and `end` (seconds) restrict the usable part.
+
+    `timed` is False where rate and times in the file are made up, since it was encoded from
+    pictures without any.
+    """
 
     where: str
     data: bytes
     label: int = -1
     start: float | None = None
     end: float | None = None
+    timed: bool = True
 
     def read(self, choose: Choose, limits: Limits) -> np.ndarray:
         """See `StoredVideo`."""
+        if callable(choose) and not self.timed:
+            choose = functools.partial(_without_rate, choose)
         return read_frames(
             self.data, choose, limits, start=self.start, end=self.end, name=self.where
         )
@@ -79,6 +89,8 @@ class EncodedVideo:
 
     def times(self, count: int, limits: Limits) -> np.ndarray:
         """See `StoredVideo`."""
+        if not self.timed:
+            return np.full(count, np.nan)
         return frame_times(
             self.data, count, limits, start=self.start, end=self.end, name=self.where
         )
@@ -86,6 +98,10 @@ class EncodedVideo:
     def sha256(self) -> str:
         """Of the file."""
         return hashlib.sha256(self.data).hexdigest()
+
+
+def _without_rate(choose: Chooser, num_frames: int, _fps: float) -> Sequence[int]:
+    return choose(num_frames, math.nan)
 
 
 @dataclass(frozen=True)
@@ -136,7 +152,7 @@ class EncodedPictures:
             name = f"number {i}"
             return decode_picture(self.pictures[i], where=self.where, name=name, limits=limits)
 
-        chosen = chosen_frames(choose, len(self.pictures), self.where)
+        chosen = chosen_frames(choose, len(self.pictures), self.fps or math.nan, self.where)
         return stack_pictures(decode, chosen, self.where)
 
     def frames(self, limits: Limits) -> Iterator[np.ndarray]:
@@ -146,7 +162,7 @@ class EncodedPictures:
 
     def times(self, count: int, limits: Limits) -> np.ndarray:
         """By the frame rate."""
-        return np.arange(count) / (self.fps or np.nan)
+        return np.arange(count) / (self.fps or math.nan)
 
     def sha256(self) -> str:
         """Of the pictures, one after another."""

@@ -114,31 +114,45 @@ _CROP_TRIES = 10
 
 
 def view_crops(
-    frames: np.ndarray, *, size: tuple[int, int], crops: int, resample: str
+    frames: np.ndarray,
+    *,
+    size: tuple[int, int],
+    crops: int,
+    resample: str,
+    short_side: int = 0,
 ) -> list[np.ndarray]:
     """The crops of a test: frames resized until they just cover the size, cut side by side.
 
     For a square that is: the short side becomes the size, and crop c of C is the square that begins
-    at int(c * room / (C - 1)) of the long side; a single one is in the middle.
+    at int(c * room / (C - 1)) of the long side; a single one is in the middle. Along the other
+    side, where there is room, all are in the middle.
 
     Args:
       frames: uint8 [T, H, W, C].
       size: (height, width) of the crops.
       crops: how many.
       resample: one of `FILTERS`; the released test's is "bilinear".
+      short_side: the frames are made to cover the size enlarged until its shorter side is this,
+        e.g. 256 before 224 is cut; 0: the size as it is.
 
     Returns:
       `crops` arrays, uint8 [T, height, width, C].
 
-    Source: released test loaders of VideoMAE and V2, the single crop being V2's validation.
+    Source: released test loaders of VideoMAE and V2, the single crop being V2's validation;
+    `short_side` is PySlowFast's, which rounds the middle up where this rounds half to even.
     """
     height, width = frames.shape[1:3]
-    covering = size[0], max(size[1], int(size[0] * width / height))
-    if height * size[1] > width * size[0]:
-        covering = max(size[0], int(size[1] * height / width)), size[1]
+    zoom = short_side / min(size) if short_side else 1.0
+    covered = round(size[0] * zoom), round(size[1] * zoom)
+    tall = height * size[1] > width * size[0]
+    covering = covered[0], max(covered[1], int(covered[0] * width / height))
+    if tall:
+        covering = max(covered[0], int(covered[1] * height / width)), covered[1]
     frames = _resize(frames, covering, resample)
-    tops = view_starts(covering[0] - size[0], crops)
-    lefts = view_starts(covering[1] - size[1], crops)
+    room = covering[0] - size[0], covering[1] - size[1]
+    middle = [np.repeat(view_starts(side, 1), crops) for side in room]
+    tops = view_starts(room[0], crops) if tall else middle[0]
+    lefts = middle[1] if tall else view_starts(room[1], crops)
     return [
         frames[:, top : top + size[0], left : left + size[1]]
         for top, left in zip(tops, lefts, strict=True)

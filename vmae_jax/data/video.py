@@ -92,7 +92,8 @@ class VideoInfo:
     warnings: tuple[str, ...]
 
 
-Chooser = Callable[[int], Sequence[int]]
+# Gives frame indices for (number of usable frames, frames per second or NaN).
+Chooser = Callable[[int, float], Sequence[int]]
 
 
 def read_bytes(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> bytes:
@@ -148,8 +149,10 @@ def read_frames(
 
     Args:
       source: a path, or the bytes of a file.
-      choose: frame indices, or a function from the number of usable frames to indices. It is asked
-        again if decoding shows that the packets promised more frames than there are.
+      choose: frame indices, or a function from the number of usable frames and their rate to
+        indices. The rate is the average that the file states (of a variable one, frames by
+        duration), else what the times of the frames make, else NaN. It is asked again if decoding
+        shows that the packets promised more frames than there are.
       limits: caps; exceeding one is a VideoError.
       start: seconds from the first frame; frames before it are not usable (indices count from it).
       end: seconds from the first frame; frames at or after it are not usable.
@@ -352,11 +355,7 @@ class _Reader:
             raise VideoError(self._path, "no picture can be decoded")
         rotation = _quarter_turns(frame) * 90
         upright = (frame.height, frame.width) if rotation % 180 else (frame.width, frame.height)
-        times = [p for p in self._shown_pts if p is not None]
-        span = float((max(times) - min(times)) * stream.time_base) if len(times) > 1 else 0.0
-        fps = float(stream.average_rate or stream.guessed_rate or 0)
-        if fps <= 0:
-            fps = (count - 1) / span if span > 0 else 0.0
+        span, fps = self._span_s(), self.rate()
         warnings = []
         if stream.frames and self._num_listed < stream.frames:
             warnings.append(
@@ -364,8 +363,8 @@ class _Reader:
             )
         return VideoInfo(
             num_frames=count,
-            fps=fps,
-            duration_s=span + (1 / fps if fps else 0.0),
+            fps=0.0 if math.isnan(fps) else fps,
+            duration_s=span + (0.0 if math.isnan(fps) else 1 / fps),
             width=upright[0],
             height=upright[1],
             codec=self._codec.name,
@@ -374,6 +373,19 @@ class _Reader:
             exact_times=self.exact_times,
             warnings=tuple(warnings),
         )
+
+    def rate(self) -> float:
+        """Frames per second; NaN if neither header nor times say."""
+        stated = float(self._stream.average_rate or self._stream.guessed_rate or 0)
+        if stated > 0:
+            return stated
+        span = self._span_s()
+        return (len(self._shown_pts) - 1) / span if span > 0 else math.nan
+
+    def _span_s(self) -> float:
+        """Seconds from the first frame shown to the last."""
+        times = [p for p in self._shown_pts if p is not None]
+        return float((max(times) - min(times)) * self._stream.time_base) if times else 0.0
 
     def count(self) -> int:
         count = sum(1 for _ in self._decode(self._packets))
@@ -449,7 +461,9 @@ class _Reader:
         return first, stop
 
     def _choose(self, choose: Chooser | Sequence[int], num_frames: int) -> np.ndarray:
-        chosen = np.asarray(choose(num_frames) if callable(choose) else choose, dtype=np.int64)
+        if callable(choose):
+            choose = choose(num_frames, self.rate())
+        chosen = np.asarray(choose, dtype=np.int64)
         if chosen.ndim != 1 or not chosen.size:
             raise ValueError(f"Frame indices must be a non-empty vector, got shape {chosen.shape}.")
         outside = chosen[(chosen < 0) | (chosen >= num_frames)]

@@ -3,6 +3,7 @@
 import jax
 from ml_collections import ConfigDict
 
+from vmae_jax.config import clips_of_a_window
 from vmae_jax.ops.patches import Tubelet, patchify
 from vmae_jax.ops.preprocess import draw_flips, mirror, normalise
 from vmae_jax.ops.resize import resized_crops
@@ -15,7 +16,8 @@ def clip_spec(config: ConfigDict) -> dict[str, ArraySpec]:
     index = {"index": ArraySpec((), "int32")}
     if config.data.resize == "host":
         return {"video": ArraySpec((frames, *config.data.size, channels), "uint8"), **index}
-    source = ArraySpec((frames, *config.data.canvas, channels), "uint8", config.data.repeats)
+    shared = clips_of_a_window(config)
+    source = ArraySpec((frames, *config.data.canvas, channels), "uint8", shared)
     return {"source": source, "box": ArraySpec((4,), "float32"), **index}
 
 

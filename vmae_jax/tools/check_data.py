@@ -216,7 +216,7 @@ class _Task:
     def _look(self, i: int, found: dict) -> None:
         limits = Limits(timeout_s=self.timeout_s)
 
-        def ends(num_frames: int) -> list[int]:
+        def ends(num_frames: int, _fps: float) -> list[int]:
             found["frames"] = num_frames
             return [0, num_frames - 1]
 

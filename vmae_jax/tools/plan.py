@@ -206,7 +206,7 @@ def _estimates(
             "clips_per_s_per_host": rate / hosts,
             "cores_per_host": estimate.cores_to_feed(
                 rate / hosts,
-                repeats=config.data.repeats,
+                repeats=config_lib.clips_of_a_window(config),
                 device_crop=config.data.resize == "device",
                 randaugment=bool(config.data.randaugment),
             ),

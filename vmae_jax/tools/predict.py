@@ -60,7 +60,7 @@ def sheet(videos: Sequence[str], result: Result, top: int) -> np.ndarray:
     shown = []
     for video, path in enumerate(videos):
         if video not in result.failures:
-            frames = read_frames(path, lambda n: np.linspace(0, n - 1, _FRAMES).round())
+            frames = read_frames(path, lambda n, _fps: np.linspace(0, n - 1, _FRAMES).round())
             shown.append((pathlib.Path(path).name, frames, answers(result, video, top)))
     return contact_sheet(shown)
 
