@@ -175,6 +175,25 @@ def test_odd_files_are_failures_in_the_report(shared, tmp_path):
             assert int(row["frames_min"]) <= count <= int(row["frames_max"]), name
 
 
+def rate_of(stored):
+    rates = []
+    stored.read(lambda _, fps: rates.append(fps) or [0], Limits())
+    return rates[0]
+
+
+@pytest.mark.parametrize("kind", records.KINDS)
+def test_prepared_videos_keep_their_rate_and_pictures_have_none(prepared, tmp_path, kind):
+    assert rate_of(open_source(str(prepared[kind])).fetch(0, Limits())) == 25.0
+    (tmp_path / "f").mkdir()
+    for number in range(2):
+        Image.new("RGB", (16, 8)).save(tmp_path / "f" / f"img_{number:05d}.jpg")
+    (tmp_path / "list.txt").write_text("f 0 2\n")
+    flags = ["--manifest", str(tmp_path / "list.txt"), "--workers=1", f"--format={kind}"]
+    assert main([*flags, "--out", str(tmp_path / "out")]) == 0
+    stored = open_source(str(tmp_path / "out")).fetch(0, Limits())
+    assert np.isnan(rate_of(stored)) and np.isnan(stored.times(2, Limits())).all()
+
+
 def test_folders_of_pictures_and_stretches_are_prepared(videos, tmp_path):
     folder = tmp_path / "f"
     folder.mkdir()
@@ -183,7 +202,8 @@ def test_folders_of_pictures_and_stretches_are_prepared(videos, tmp_path):
     (tmp_path / "list.txt").write_text("f 3 6\n")
     flags = ["--manifest", str(tmp_path / "list.txt"), "--workers=1"]
     assert main([*flags, "--out", str(tmp_path / "out"), "--format=jpeg"]) == 0
-    frames = open_source(str(tmp_path / "out")).fetch(0, Limits()).read([0, 5], Limits())
+    stored = open_source(str(tmp_path / "out")).fetch(0, Limits())
+    frames = stored.read([0, 5], Limits())
     assert np.abs(frames[:, 4, 4, 0].astype(int) - [60, 160]).max() <= 2
     (tmp_path / "list.csv").write_text("path,start,end\nv 3.mp4,0.4,0.8\n")
     flags = ["--manifest", str(tmp_path / "list.csv"), "--root", str(videos), "--workers=1"]

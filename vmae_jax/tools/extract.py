@@ -12,16 +12,12 @@ what they hold. The same command goes on where it was ended.
 
 import argparse
 import contextlib
-import csv
 import dataclasses
 import json
 import logging
-import os
-import pathlib
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -39,6 +35,7 @@ from vmae_jax.evals import passes
 from vmae_jax.evals import window_features as features
 from vmae_jax.evals.window_features import Extracted, FeatureError, FeatureFiles
 from vmae_jax.systems.base import compute_copy
+from vmae_jax.tools.listing import listed
 from vmae_jax.train.checkpoints import versions
 from vmae_jax.train.sharding import batch_sharding, make_mesh
 
@@ -157,33 +154,13 @@ def prepare(
     )
     copy = jax.jit(lambda params: compute_copy(params, model.system.compute_dtype))
     model = dataclasses.replace(model, config=config, params=copy(model.params))
-    with _manifest(videos, manifest, root) as (listing, folder):
+    given = listed(videos) if videos else contextlib.nullcontext((manifest, root))
+    with given as (listing, folder):
         config.data.update(manifest=listing, root=folder)
         options = assemble.pipeline_options(config)
         source = options.open_source()
     config.data.update(manifest=manifest, root=root)
     return Extraction(model, source, options, file_names(source), settings)
-
-
-def _absolute(path: str) -> str:
-    """Without following links: a video is called what the user calls it."""
-    return os.path.normpath(pathlib.Path(path).absolute())
-
-
-@contextlib.contextmanager
-def _manifest(videos: Sequence[str], manifest: str, root: str) -> Iterator[tuple[str, str]]:
-    """Manifest and root; of files, a list of them below the folder that they have in common."""
-    if not videos:
-        yield manifest, root
-        return
-    paths = [_absolute(video) for video in videos]
-    common = os.path.commonpath([str(pathlib.Path(path).parent) for path in paths])
-    with tempfile.TemporaryDirectory() as folder:
-        listing = pathlib.Path(folder) / "videos.csv"
-        with listing.open("w", newline="", encoding="utf-8") as file:
-            rows = [[os.path.relpath(path, common)] for path in paths]
-            csv.writer(file).writerows([["path"], *rows])
-        yield str(listing), common
 
 
 def file_names(source: Source) -> list[str]:
