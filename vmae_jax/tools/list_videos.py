@@ -2,10 +2,12 @@ r"""Makes lists of a folder of videos: the name of a subfolder is the class of w
 
     python -m vmae_jax.tools.list_videos my_clips
     python -m vmae_jax.tools.list_videos ucf101 --out=lists --val=0.3 --group='_g(\d+)_'
+    python -m vmae_jax.tools.list_videos kinetics700
 
 Writes train.csv and val.csv (`path,label`, paths from the folder) and classes.txt. Subfolders of a
-class belong to it; videos that lie beside no subfolder are listed without labels. Nothing is
-opened: `tools/check_data` does that.
+class belong to it; videos that lie beside no subfolder are listed without labels. A set that comes
+in parts (folders train, val, test) gets a list of each. Nothing is opened: `tools/check_data` does
+that.
 
 Exit codes: 0, written; 1, not, and why.
 """
@@ -29,7 +31,13 @@ _ENDING = re.compile(
     r"\.(3gp|asf|avi|flv|gif|m2ts|m4v|mkv|mov|mp4|mpe?g|mts|og[gv]|ts|webm|wmv)$", re.IGNORECASE
 )
 UNLABELLED = ""  # in the place of a class
-_PARTS = frozenset(["test", "train", "training", "val", "valid", "validation"])
+# Folders of the parts of a set -> names of their lists.
+_PARTS = {
+    **{"train": "train", "training": "train", "test": "test"},
+    **{"val": "val", "valid": "val", "validation": "val"},
+}
+_ANNOTATIONS, _REPLACEMENTS = "annotations", "replacement"  # beside the parts of Kinetics
+_ID_LENGTH = 11  # of a YouTube video, with which Kinetics' file names begin
 _MOST_LINES = 20
 
 Videos = Mapping[str, Sequence[str]]
@@ -50,8 +58,7 @@ def find_videos(folder: Path) -> dict[str, list[str]]:
       videos lie in no subfolder.
 
     Raises:
-      ListError: no folder, no videos, some in subfolders and some not, or the parts of a set in
-        place of classes.
+      ListError: no folder, no videos, or some in subfolders and some not.
     """
     if not folder.is_dir():
         raise ListError(f"{folder} is not a folder; name the one that holds the class folders")
@@ -72,12 +79,69 @@ def find_videos(folder: Path) -> dict[str, list[str]]:
             f"{folder} holds no videos; expected files like {folder}/CLASS/NAME.mp4 (or .mov, "
             ".mkv, .webm, .avi and their like)"
         )
-    if videos and videos.keys() <= _PARTS:
-        raise ListError(
-            f"{folder} holds {' and '.join(videos)}, which are parts of a set and no classes; "
-            f"list each by itself: {folder / next(iter(videos))} --val=0"
-        )
     return videos or {UNLABELLED: loose}
+
+
+def find_parts(folder: Path) -> dict[str, dict[str, list[str]]]:
+    """Finds the videos of a set that comes in parts, as Kinetics-400, -600 and -700 do.
+
+    Args:
+      folder: holds no other folders than train, val and test (or training, valid, validation), and
+        `annotations` and `replacement`, as Kinetics is published. A part holds class folders; or,
+        where there is `annotations/PART.csv`, videos whose names begin with the id that its
+        columns `youtube_id` and `label` give a class. Videos that it does not name are left out.
+
+    Returns:
+      name of the list -> class -> paths from `folder`, sorted, all with the same classes but those
+      whose videos have none; {} for a folder that is no such set.
+
+    Raises:
+      ListError: a part cannot be listed, or two are of one name.
+    """
+    inside = [path for path in folder.glob("*") if path.is_dir() and not path.name.startswith(".")]
+    folders = sorted(path for path in inside if path.name in _PARTS)
+    beside = {path.name for path in inside} - _PARTS.keys() - {_ANNOTATIONS, _REPLACEMENTS}
+    if not folders or beside:
+        return {}
+    parts: dict[str, dict[str, list[str]]] = {}
+    for part in folders:
+        name = _PARTS[part.name]
+        if name in parts:
+            raise ListError(f"{part} is not the only folder for {name}.csv; leave one of them")
+        table = folder / _ANNOTATIONS / f"{part.name}.csv"
+        found = _annotated(part, table) if table.is_file() else find_videos(part)
+        parts[name] = {c: [f"{part.name}/{path}" for path in paths] for c, paths in found.items()}
+    classes = sorted(set().union(*parts.values()) - {UNLABELLED})
+    return {
+        name: videos if UNLABELLED in videos else {c: videos.get(c, []) for c in classes}
+        for name, videos in sorted(parts.items())
+    }
+
+
+def _annotated(part: Path, table: Path) -> dict[str, list[str]]:
+    """Class -> paths from the part's folder, by the publisher's annotations."""
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
+            # Classes of a test may be held back.
+            rows = csv.DictReader(file)
+            classes = {row["youtube_id"]: row.get("label") or UNLABELLED for row in rows}
+    except (OSError, KeyError, UnicodeDecodeError) as error:
+        raise ListError(
+            f"{table} cannot be read as annotations of Kinetics, a CSV file with the columns "
+            f"youtube_id and label: {error!r}"
+        ) from None
+    found = collections.defaultdict(list)
+    for path in sorted(path for path in part.rglob("*") if _is_video(path, part)):
+        if (video := path.name[:_ID_LENGTH]) in classes:
+            found[classes[video]].append(path.relative_to(part).as_posix())
+    if not found:
+        raise ListError(
+            f"{part} holds no video that {table} names; names like -3B32lodo2M_000059_000069.mp4 "
+            "are expected"
+        )
+    if len(found) > 1:  # beside videos with a class those without are of no use
+        found.pop(UNLABELLED, None)
+    return dict(found)
 
 
 def split(
@@ -114,7 +178,7 @@ def write_lists(videos: Mapping[str, Videos], out: Path) -> list[Path]:
     """Writes a list of each part, and the names of the classes.
 
     Args:
-      videos: name of the list -> class -> paths; all with the same classes.
+      videos: name of the list -> class -> paths; all with the same classes, or without any.
       out: folder; made if missing. Files with the same content may be there.
 
     Returns:
@@ -123,9 +187,9 @@ def write_lists(videos: Mapping[str, Videos], out: Path) -> list[Path]:
     Raises:
       ListError: another list is there, or a path or the folder cannot be written.
     """
-    classes = list(next(iter(videos.values())))
+    classes = next((list(part) for part in videos.values() if UNLABELLED not in part), ())
     texts = {f"{name}.csv": _as_csv(part) for name, part in videos.items()}
-    if classes != [UNLABELLED]:
+    if classes:
         texts[CLASSES] = "".join(f"{name}\n" for name in classes)
     try:
         for name, text in texts.items():
@@ -190,8 +254,9 @@ def _as_csv(videos: Videos) -> str:
 def _describe(parts: Mapping[str, Videos]) -> str:
     """Videos of each class in each part."""
     lines = []
-    for name in next(iter(parts.values())):
-        counts = ", ".join(f"{part} {len(videos[name])}" for part, videos in parts.items())
+    for name in dict.fromkeys(name for videos in parts.values() for name in videos):
+        known = {part: videos[name] for part, videos in parts.items() if name in videos}
+        counts = ", ".join(f"{part} {len(paths)}" for part, paths in known.items())
         lines.append(f"  {name or 'without labels'}: {counts}")
     if len(lines) > _MOST_LINES:
         lines[_MOST_LINES:] = [f"  ... and {len(lines) - _MOST_LINES} classes more"]
@@ -204,7 +269,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="holds a folder of videos for each class")
+    parser.add_argument("folder", type=Path, help="holds a folder for each class, or part")
     parser.add_argument("--out", type=Path, help="folder for the lists; default: the same")
     parser.add_argument("--val", type=float, default=0.2, help="share of each class (default: 0.2)")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default: 0)")
@@ -213,10 +278,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     try:
-        train, val = split(
-            find_videos(args.folder), share=args.val, seed=args.seed, group=args.group
-        )
-        parts = {"train": train, **({"val": val} if any(val.values()) else {})}
+        parts = find_parts(args.folder) or {"train": find_videos(args.folder)}
+        if "train" in parts and "val" not in parts:
+            train, val = split(parts["train"], share=args.val, seed=args.seed, group=args.group)
+            parts |= {"train": train, **({"val": val} if any(val.values()) else {})}
         written = write_lists(parts, args.out or args.folder)
     except UserError as error:
         print(f"list_videos: {error}", file=sys.stderr)
