@@ -53,6 +53,14 @@ RECIPES = {
         "filter": "bilinear",
         "randaugment": (7, 4, 0.5),
     },
+    # Of each repeat its own frames, as MAE-ST pretrains.
+    "windows": {
+        "sampling": "seconds",
+        "crop": "resized",
+        "crop_area": (0.5, 1.0),
+        "filter": "bilinear",
+        "repeat_windows": True,
+    },
     "test": {"sampling": "window", "select": "views", "crop": "views", "filter": "bilinear"},
 }
 
