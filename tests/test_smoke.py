@@ -22,16 +22,20 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def _recipes():
-    """All recipes; those whose network and masks an earlier one shares are marked slow."""
+    """All recipes; those that differ from an earlier one in sizes alone are marked slow."""
     seen = set()
     for path in sorted((ROOT / "configs").glob("*.py")):
-        config = load_config(f"{path}:smoke")
-        # Classifiers of other sizes or classes differ in numbers alone.
-        program = config.system
-        if "masking" in config:
-            program = config.model.to_json(), config.masking.to_json()
+        program = _program(load_config(f"{path}:smoke"))
         yield pytest.param(path.stem, marks=[pytest.mark.slow] if program in seen else [])
         seen.add(program)
+
+
+def _program(config):
+    if "masking" not in config:
+        return config.system, config.model.architecture, config.model.positions
+    fields = config.model.to_dict()
+    sizeless = {name: value for name, value in fields.items() if not isinstance(value, dict)}
+    return json.dumps([config.system, sizeless, config.masking.to_dict()], sort_keys=True)
 
 
 @pytest.fixture(scope="module")

@@ -95,7 +95,7 @@ def _complaint(room: str, name: str) -> str | None:
 
 
 # What systems are made of; the other files of systems/ are papers.
-SHARED_PARTS = ("base", "inputs", "stacks", "augmented", "classifiers")
+SHARED_PARTS = ("base", "inputs", "stacks", "augmented", "classifiers", "autoencoders")
 
 
 def _is_shared(name: str) -> bool:

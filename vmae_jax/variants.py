@@ -118,6 +118,11 @@ VIDEOMAE_DECODERS = {
     "H": StackSpec(640, 12, 8),
 }
 
+# MAE-ST (arXiv:2205.09113): one decoder for all sizes. Its heads are 8 in PySlowFast, which trained
+# the published weights, and 16 in the paper's repository.
+MAE_ST_DECODER = StackSpec(512, 4, 8)
+MAE_ST_REPOSITORY_DECODER = StackSpec(512, 4, 16)
+
 # VideoMAE V2: 4 blocks for all, and 512 wide for H too.
 VIDEOMAE_V2_DECODERS = {
     "S": StackSpec(192, 4, 3),

@@ -9,6 +9,7 @@ from vmae_jax.ops.losses import (
     masked_mse,
     pixel_targets,
     soft_target_cross_entropy,
+    whole_patch_targets,
 )
 from vmae_jax.ops.patches import to_planes
 
@@ -36,6 +37,19 @@ def test_the_epsilon_joins_the_deviation_not_the_variance():
     patch = jnp.array([[[0.0, 2e-6]]])  # deviation sqrt(2) * 1e-6
     target = pixel_targets(patch, channels=1, normalize=True)
     np.testing.assert_allclose(target, [[[-1 / (np.sqrt(2) + 1), 1 / (np.sqrt(2) + 1)]]], rtol=1e-4)
+
+
+def test_whole_patches_are_standardised_over_all_channels_with_epsilon_in_the_variance():
+    # 0, 1, 2, 5: mean 2, unbiased variance (4 + 1 + 0 + 9) / 3
+    patch = jnp.array([[[0.0, 1.0, 2.0, 5.0]]])
+    expected = (np.array([-2, -1, 0, 3]) / np.sqrt(14 / 3))[None, None]
+    np.testing.assert_allclose(whole_patch_targets(patch, normalize=True), expected, rtol=1e-6)
+    nearly_flat = jnp.array([[[0.0, 2e-3]]])  # variance 2e-6
+    expected = [[[-1e-3 / np.sqrt(3e-6), 1e-3 / np.sqrt(3e-6)]]]
+    np.testing.assert_allclose(
+        whole_patch_targets(nearly_flat, normalize=True), expected, rtol=1e-4
+    )
+    np.testing.assert_array_equal(whole_patch_targets(patch, normalize=False), patch)
 
 
 def test_raw_targets_are_float32_pixels():

@@ -15,6 +15,8 @@ DRAWS = {
     "tube": masking.tube_mask,
     "random": masking.random_mask,
     "frame": masking.frame_mask,
+    "agnostic": masking.agnostic_mask,
+    "block": masking.block_mask,
 }
 
 
@@ -74,7 +76,24 @@ def test_tubes_repeat_in_every_slot_and_frames_are_whole():
     assert (frames == frames[:, :, :1]).all()
 
 
-@pytest.mark.parametrize("kind", DRAWS)
+@pytest.mark.parametrize(
+    ("ratio", "kept"),
+    [(0.5, 784), (0.75, 392), (0.9, 156), (0.95, 78)],  # reference/mae_st.md 2
+)
+def test_agnostic_masks_truncate_what_is_kept(ratio, kept):
+    assert masking.mask_counts((8, 14, 14), encoder=("agnostic", ratio)).visible == kept
+
+
+def test_blocks_are_boxes_that_reach_the_count():
+    masks = draw("block", (4, 4, 6), 0.5).reshape(64, 4, 4, 6)
+    for mask in masks:
+        where = np.argwhere(mask)
+        sides = where.max(axis=0) - where.min(axis=0) + 1
+        # The box around what is hidden has at most its last face unfilled.
+        assert np.prod(sides) - mask.sum() < np.prod(sides) // sides.min()
+
+
+@pytest.mark.parametrize("kind", sorted(DRAWS.keys() - {"block"}))  # its middle is hidden oftener
 def test_every_position_is_hidden_equally_often(kind):
     grid, ratio, count = (4, 4, 6), 0.5, 4000
     share = draw(kind, grid, ratio, count).mean(axis=0)

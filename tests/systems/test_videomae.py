@@ -9,7 +9,7 @@ from vmae_jax.ops.losses import masked_mse, pixel_targets
 from vmae_jax.ops.patches import patchify
 from vmae_jax.ops.preprocess import normalise, unit_range
 from vmae_jax.ops.tokens import gather
-from vmae_jax.systems.videomae import make_network
+from vmae_jax.systems.autoencoders import autoencoder
 
 
 def small_config():
@@ -27,7 +27,7 @@ def test_planes_inside_the_step_change_neither_loss_nor_gradients():
     # The same step in the order of pixels, in which parameters are kept.
     config = small_config()
     system = systems.build(config)
-    network = make_network(config, chips.local())
+    network = autoencoder(config, chips.local()).network
     params = jax.jit(system.init)(jax.random.key(0))
     keys = jax.random.split(jax.random.key(1), 2)
     video = jax.random.randint(jax.random.key(2), (2, 4, 16, 16, 3), 0, 256).astype(jnp.uint8)

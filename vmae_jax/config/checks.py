@@ -15,7 +15,8 @@ from vmae_jax.config.derived import (
 )
 from vmae_jax.config.errors import ConfigError
 from vmae_jax.ops.attention import IMPLEMENTATIONS
-from vmae_jax.variants import INITS, MVIT_POSITIONS, POOLINGS
+from vmae_jax.ops.patches import TARGET_FRAMES
+from vmae_jax.variants import DECODER_CLASS_TOKENS, INITS, MASK_TOKENS, MVIT_POSITIONS, POOLINGS
 
 PROBES = ("knn", "linear", "attentive")
 
@@ -195,6 +196,13 @@ _PRETRAINING: tuple[_Check, ...] = (
     ),
 )
 
+_MAE_ST: tuple[_Check, ...] = (
+    _one_of("model.decoder_positions", "sincos", "separable", "joint"),
+    _one_of("model.decoder_class_token", *DECODER_CLASS_TOKENS),
+    _one_of("masking.target_frames", *TARGET_FRAMES),
+    _one_of("masking.mask_tokens", *MASK_TOKENS),
+)
+
 _CLASSIFYING: tuple[_Check, ...] = (
     _at_least("model.num_classes", 0),
     _one_of("model.pooling", *POOLINGS),
@@ -230,14 +238,35 @@ _CHECKS_OF_NETWORK: dict[str, tuple[_Check, ...]] = {"vit": _VIT, "mvit": _MVIT}
 
 _CHECKS_OF = {
     "videomae": _PRETRAINING,
+    "mae_st": _PRETRAINING + _MAE_ST,
     "classify": _CLASSIFYING,
     "distill": _CLASSIFYING + _DISTILLING,
 }
+
+
+def _check_decoder(config: ConfigDict) -> None:
+    """Whether a decoder gets what it wants.
+
+    Raises:
+      ConfigError: it does not.
+    """
+    if config.model.decoder_class_token == "encoder" and not config.model.class_token:
+        raise ConfigError(
+            "config.model.decoder_class_token='encoder': the encoder has no class token; set "
+            "config.model.class_token=True, or this to 'own' or 'none'"
+        )
+    if config.masking.mask_tokens == "encoder" and config.masking.decoder[0] != "none":
+        raise ConfigError(
+            "config.masking.mask_tokens='encoder': the encoder then takes every token once; set "
+            "config.masking.decoder=('none', 0.0)"
+        )
+
 
 # Functions that raise where sizes do not go together.
 _DERIVED_OF_NETWORK = {"vit": (), "mvit": (mvit_spec,)}
 _DERIVED_OF = {
     "videomae": (token_counts,),
+    "mae_st": (token_counts, _check_decoder),
     "classify": (clip_grid, mixed_clips),
     "distill": (
         clip_grid,

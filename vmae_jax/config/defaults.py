@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from vmae_jax.config.errors import ConfigError
 from vmae_jax.ops.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from vmae_jax.variants import (
+    MAE_ST_DECODER,
     MVIT_VARIANTS,
     VIDEOMAE_DECODERS,
     VIT_VARIANTS,
@@ -195,16 +196,74 @@ def pretrain_defaults() -> ConfigDict:
     config.model.decoder = stack(VIDEOMAE_DECODERS["B"])
 
     config.masking = ConfigDict()
-    config.masking.encoder = ("tube", 0.9)  # tube | random | frame, ratio hidden
+    config.masking.encoder = ("tube", 0.9)  # tube | random | frame | agnostic | block, ratio hidden
     # none (decode all hidden tokens) | running_cell | random | frame | tube, ratio not decoded.
     config.masking.decoder = ("none", 0.0)
     config.masking.normalize_target = True  # per patch and channel, as released
+    _use_probes(config)
+    return config.lock()
 
+
+def mae_st_defaults() -> ConfigDict:
+    """Returns a locked config with MAE-ST's pretraining values (ViT-L, Kinetics-400).
+
+    They are PySlowFast's, which trained the published weights. Both released implementations
+    compute in float32.
+
+    Source: MAE-ST (arXiv:2205.09113) and PySlowFast's released config (reference: mae_st.md,
+    sections 0 and 4.3).
+    """
+    config = _defaults("mae_st")
+    config.model.encoder = stack(VIT_VARIANTS["L"])
+    config.model.positions = "separable"
+    config.model.class_token = True
+    config.model.key_bias = True
+    config.model.init = "slowfast"
+    config.model.decoder = stack(MAE_ST_DECODER)
+    config.model.decoder_positions = "joint"  # sincos | separable | joint
+    # encoder (that which comes out of it) | own (learned, from zero) | none.
+    config.model.decoder_class_token = "encoder"
+
+    config.masking = ConfigDict()
+    # Of the ablation: tube (space only) | frame (time only) | block.
+    config.masking.encoder = ("agnostic", 0.9)
+    config.masking.decoder = ("none", 0.0)  # as for VideoMAE
+    # first (of each tubelet) | linspace (one of each, up to the clip's last: the repository) | all.
+    config.masking.target_frames = "first"
+    config.masking.normalize_target = True  # per patch, channels together
+    # Where mask tokens stand in: decoder | encoder (which then sees all tokens, for comparison).
+    config.masking.mask_tokens = "decoder"
+
+    config.data.sampling = "seconds"
+    config.data.crop = "resized"
+    config.data.crop_area = (0.5, 1.0)
+    config.data.filter = "bilinear"
+    config.data.flip = True
+    config.data.repeats = 4
+    config.data.repeat_windows = True
+    config.data.mean, config.data.std = (0.45,) * 3, (0.225,) * 3
+
+    # Per node of 8 GPUs with 32 videos; rates are scaled by the nodes.
+    config.optim.base_lr = 1e-4
+    config.optim.lr_per_videos = 32.0
+    config.optim.warmup_lr = 1e-6
+    config.optim.min_lr = 1e-6
+    config.optim.warmup_epochs = 30.0
+    config.optim.schedule = "peak_once"
+    config.optim.decay_tables = True
+    config.optim.clip_norm = 0.02
+    config.train.epochs = 200
+    config.train.batch_videos = 512
+    _use_probes(config)
+    return config.lock()
+
+
+def _use_probes(config: ConfigDict) -> None:
+    """Adds what says how good a representation is that nothing is classified with yet."""
     # Labelled videos that probes learn from; "": those of the run itself.
     config.eval.train_manifest = ""
     config.eval.train_root = ""
     config.eval.probes = ("knn", "linear")  # knn | linear | attentive
-    return config.lock()
 
 
 def finetune_defaults(architecture: str = "vit") -> ConfigDict:
@@ -270,6 +329,36 @@ def _finetune_as_maskfeat(config: ConfigDict) -> None:
     config.train.batch_videos = 256
 
 
+def mae_st_finetune_defaults() -> ConfigDict:
+    """Returns a locked config that fine-tunes what MAE-ST has pretrained (ViT-L, Kinetics-400).
+
+    A classifier like any other (`finetune_defaults`), with the network and values of MAE-ST.
+
+    Source: MAE-ST (arXiv:2205.09113) and PySlowFast's released config (reference: mae_st.md, 5.1).
+    """
+    config, pretraining = finetune_defaults().unlock(), mae_st_defaults()
+    config.model.encoder = stack(VIT_VARIANTS["L"])
+    for field in ("positions", "class_token", "key_bias", "init"):
+        config.model[field] = pretraining.model[field]
+    config.model.head_dropout = 0.3
+    for field in ("sampling", "mean", "std"):
+        config.data[field] = pretraining.data[field]
+    config.data.randaugment = (7, 2, 0.5)
+    config.data.views = (7, 3)
+    config.augment.mix_clips = 4  # 2 videos a GPU
+    # Per node of 8 GPUs with 16 videos; rates are scaled by the nodes.
+    config.optim.base_lr = 3e-4
+    config.optim.lr_per_videos = 16.0
+    config.optim.warmup_lr = 1e-8
+    config.optim.min_lr = 1e-5
+    config.optim.schedule = "peak_once"
+    config.optim.decay_tables = True  # the reference says so of pretraining only
+    config.optim.clip_norm = 5.0
+    config.train.epochs = 50
+    config.train.batch_videos = 256
+    return config.lock()
+
+
 def distill_defaults() -> ConfigDict:
     """Returns a locked config that distils ViT-g into ViT-B on Kinetics-710 as VideoMAE V2 does.
 
@@ -301,12 +390,14 @@ def distill_defaults() -> ConfigDict:
 
 DEFAULTS = {
     "videomae": pretrain_defaults,
+    "mae_st": mae_st_defaults,
     "classify": finetune_defaults,
     "distill": distill_defaults,
 }
 # Of each system; the functions of those with a choice take it as an argument.
 ARCHITECTURES = {
     "videomae": ("vit",),
+    "mae_st": ("vit",),
     "classify": ("vit", "mvit"),
     "distill": ("vit",),
 }

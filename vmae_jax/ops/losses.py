@@ -52,6 +52,30 @@ def pixel_targets(
     return rearrange(planes, "b m c p -> b m (p c)")
 
 
+def whole_patch_targets(patches: jax.Array, *, normalize: bool) -> jax.Array:
+    """Regression targets from patches as the network sees them, over all their values at once.
+
+    Args:
+      patches: [B, M, P] of the normalised clip, values in any order.
+      normalize: standardise each patch by the mean and deviation of all its values.
+
+    Returns:
+      float32 [B, M, P], in the same order.
+
+    Source: MAE-ST's released model (reference: mae_st.md, 3): channels are not told apart, the
+    variance is unbiased, and 1e-6 is added to the variance.
+    """
+    # float32: for a nearly flat patch, bf16 rounding becomes the signal once divided by the std.
+    patches = patches.astype(jnp.float32)
+    if not normalize:
+        return patches
+    if patches.shape[-1] < 2:
+        raise ValueError("a patch of one value has no deviation; set normalize=False")
+    centred = patches - patches.mean(axis=-1, keepdims=True)
+    variance = jnp.sum(centred * centred, axis=-1, keepdims=True) / (patches.shape[-1] - 1)
+    return centred * jax.lax.rsqrt(variance + 1e-6)
+
+
 def _standardised(x: jax.Array) -> jax.Array:
     """Zero mean and unit deviation over the last axis."""
     x = x - x.mean(axis=-1, keepdims=True)

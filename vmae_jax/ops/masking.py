@@ -15,7 +15,7 @@ import numpy as np
 from vmae_jax.ops.patches import Grid
 from vmae_jax.ops.tokens import gather
 
-ENCODER_MASKS = ("tube", "random", "frame")
+ENCODER_MASKS = ("tube", "random", "frame", "agnostic", "block")
 DECODER_MASKS = ("none", "running_cell", "random", "frame", "tube")
 
 
@@ -46,20 +46,23 @@ def num_hidden(kind: str, *, ratio: float, grid: Grid) -> int:
 
     Raises:
       ValueError: unknown kind, or a ratio that hides none or all of the frame (tube), of the clip
-        (random) or of the time slots (frame).
+        (random, agnostic, block) or of the time slots (frame).
     """
     t, h, w = grid
     units = {
         "tube": ("patches in each frame", h * w, t),
         "random": ("patches of the clip", t * h * w, 1),
         "frame": ("time slots", t, h * w),
+        "agnostic": ("patches of the clip", t * h * w, 1),
+        "block": ("patches of the clip", t * h * w, 1),
     }
     if kind == "running_cell":
         return int(running_cell_maps(grid, ratio)[0].sum())
     if kind not in units:
         raise ValueError(f"unknown mask {kind!r}; choose one of {', '.join(units)}, running_cell")
     what, count, tokens = units[kind]
-    hidden = int(ratio * count)
+    # MAE-ST truncates what it keeps: 156 of 1568 at 0.9, where the others hide 1411.
+    hidden = count - int(count * (1 - ratio)) if kind == "agnostic" else int(ratio * count)
     if not 0 < hidden < count:
         raise ValueError(
             f"mask ({kind!r}, {ratio}) hides {hidden} of {count} {what} on the grid {tuple(grid)}; "
@@ -115,6 +118,35 @@ def frame_mask(key: jax.Array, *, grid: Grid, ratio: float) -> jax.Array:
     t, h, w = grid
     slots = random_subset(key, t, num_hidden("frame", ratio=ratio, grid=grid) // (h * w))
     return jnp.repeat(slots, h * w)
+
+
+def agnostic_mask(key: jax.Array, *, grid: Grid, ratio: float) -> jax.Array:
+    """Hides a random share of all patches of one clip: bool [t*h*w], True = hidden.
+
+    It differs from `random_mask` in rounding alone: int(t*h*w * (1 - ratio)) patches are kept.
+
+    Source: MAE-ST (arXiv:2205.09113), sec. 3, "spacetime-agnostic"; rounding as released.
+    """
+    t, h, w = grid
+    return random_subset(key, t * h * w, num_hidden("agnostic", ratio=ratio, grid=grid))
+
+
+def block_mask(key: jax.Array, *, grid: Grid, ratio: float) -> jax.Array:
+    """Hides one contiguous box in space-time: bool [t*h*w], True = hidden.
+
+    The box grows from a uniformly drawn centre, each side by the same share of the clip's, and is
+    cut off at the borders; its last face is filled in raster order up to the exact count.
+
+    Source: MAE-ST (arXiv:2205.09113), fig. 3 and table 2a, "block-wise", 0.75. The paper says that
+    large regions of space-time are removed, and leaves open how many, of which shape, how drawn;
+    no code was released. One box of the clip's own proportions is our choice.
+    """
+    centre = jax.random.uniform(key, (3,))
+    away = [jnp.abs((jnp.arange(n) + 0.5) / n - c) for n, c in zip(grid, centre, strict=True)]
+    time, rows, columns = away
+    distance = jnp.maximum(time[:, None, None], jnp.maximum(rows[:, None], columns)).reshape(-1)
+    order = jnp.argsort(distance, stable=True)
+    return jnp.argsort(order) < num_hidden("block", ratio=ratio, grid=grid)
 
 
 def running_cell_maps(grid: Grid, ratio: float) -> np.ndarray:
@@ -196,7 +228,7 @@ def encoder_mask(
 
     Args:
       keys: typed PRNG keys [B], one per clip.
-      kind: "tube", "random" or "frame".
+      kind: one of `ENCODER_MASKS`.
 
     Returns:
       (visible_idx int32 [B, V], hidden_idx int32 [B, N - V], hidden bool [B, N]).
@@ -204,7 +236,13 @@ def encoder_mask(
     _check_kind("encoder", kind, ENCODER_MASKS)
     t, h, w = grid
     count = num_hidden(kind, ratio=ratio, grid=grid)
-    masks = {"tube": tube_mask, "random": random_mask, "frame": frame_mask}
+    masks = {
+        "tube": tube_mask,
+        "random": random_mask,
+        "frame": frame_mask,
+        "agnostic": agnostic_mask,
+        "block": block_mask,
+    }
     hidden = jax.vmap(functools.partial(masks[kind], grid=grid, ratio=ratio))(keys)
     if kind != "tube":
         return *split_indices(hidden, count), hidden

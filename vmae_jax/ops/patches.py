@@ -39,6 +39,33 @@ def grid_of(*, frames: int, height: int, width: int, tubelet: Tubelet) -> Grid:
     return frames // tubelet[0], height // tubelet[1], width // tubelet[2]
 
 
+TARGET_FRAMES = ("first", "linspace", "all")
+
+
+def target_frames(kind: str, *, frames: int, slots: int) -> tuple[int, ...]:
+    """The frames of a clip that are predicted.
+
+    Args:
+      kind: "first": the first of each tubelet. "linspace": one of each tubelet, as evenly spread
+        from the clip's first to its last as whole numbers are, rounded down. "all".
+      frames: of the clip.
+      slots: tubelets along time; divides the frames.
+
+    Returns:
+      their numbers, ascending; as many of each tubelet.
+
+    Source: MAE-ST's released implementations (reference: mae_st.md, 3): PySlowFast's and its own
+    repository's.
+    """
+    if kind == "all":
+        return tuple(range(frames))
+    if kind == "first":
+        return tuple(range(0, frames, frames // slots))
+    if kind == "linspace":
+        return tuple(slot * (frames - 1) // max(slots - 1, 1) for slot in range(slots))
+    raise ValueError(f"target_frames={kind!r}; choose one of {', '.join(TARGET_FRAMES)}")
+
+
 def patchify(video: jax.Array, tubelet: Tubelet, *, order: Order = "pixels") -> jax.Array:
     """Cuts clips into patch vectors, without changing the dtype.
 

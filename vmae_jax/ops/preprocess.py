@@ -51,6 +51,14 @@ def normalise(
     return (unit_range(patches) - mean_row) / std_row
 
 
+def denormalise(patches: jax.Array, *, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+    """Undoes `normalise` in the order of pixels: float32 [..., P] on the [0, 1] scale."""
+    repeats = patches.shape[-1] // len(mean)
+    mean_row = jnp.tile(jnp.asarray(mean, jnp.float32), repeats)
+    std_row = jnp.tile(jnp.asarray(std, jnp.float32), repeats)
+    return patches.astype(jnp.float32) * std_row + mean_row
+
+
 def draw_flips(keys: jax.Array, prob: float) -> jax.Array | None:
     """Decides for each clip by its own key whether it is mirrored.
 

@@ -6,39 +6,27 @@ counts those of them that the encoder did not see.
 Source: VideoMAE (arXiv:2203.12602), VideoMAE V2 (arXiv:2303.16727) and their released code.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from vmae_jax.chips import Chip
-from vmae_jax.config import token_counts
 from vmae_jax.models import flops
-from vmae_jax.models.functional import Functional, functional
-from vmae_jax.models.layers import StackOptions
-from vmae_jax.models.mae import MaskedAutoencoder
 from vmae_jax.ops import masking
 from vmae_jax.ops.losses import Ratio, masked_mse, pixel_targets
-from vmae_jax.ops.patches import patchify, to_planes, unpatchify
+from vmae_jax.ops.patches import patchify
 from vmae_jax.ops.preprocess import normalise, unit_range
-from vmae_jax.ops.tokens import gather, scatter
+from vmae_jax.ops.tokens import gather
+from vmae_jax.systems.autoencoders import autoencoder, painter
 from vmae_jax.systems.base import Batch, Params, System
 from vmae_jax.systems.inputs import clip_spec, clips, drawn_flips, stream
-from vmae_jax.systems.stacks import spec_of, stack_options, vit_encoder
+from vmae_jax.systems.stacks import vit_encoder
 
 
 def build(config: ConfigDict, chip: Chip) -> System:
     """The system that a validated config describes, for the chip that it will run on."""
-    counts = token_counts(config)
-    network = make_network(config, chip)
-    macs = flops.mae_macs(
-        spec_of(config.model.encoder),
-        spec_of(config.model.decoder),
-        visible=counts.visible,
-        targets=counts.targets,
-        values=counts.patch_values,
-    )
+    net = autoencoder(config, chip)
+    grid = net.counts.grid
     tubelet, channels = config.model.tubelet, config.model.channels
 
     def targets(frozen: Params, batch: Batch, keys: jax.Array) -> Batch:
@@ -48,7 +36,7 @@ def build(config: ConfigDict, chip: Chip) -> System:
         uses are never converted.
         """
         masks = masking.pretraining_masks(
-            keys, grid=counts.grid, encoder=config.masking.encoder, decoder=config.masking.decoder
+            keys, grid=grid, encoder=config.masking.encoder, decoder=config.masking.decoder
         )
         mirrored = drawn_flips(config, stream(keys, 2))
         patches = patchify(clips(config, batch, mirrored), tubelet, order="planes")
@@ -72,36 +60,27 @@ def build(config: ConfigDict, chip: Chip) -> System:
     def loss(
         params: Params, batch: Batch, keys: jax.Array, train: bool
     ) -> tuple[Ratio, dict[str, Ratio]]:
-        pred = network.apply(
-            _for_planes(params, channels),
+        pred = net.predict(
+            params,
             batch["visible"],
             batch["visible_idx"],
             batch["target_idx"],
-            grid=counts.grid,
             keys=stream(keys, 3) if train else None,
+            order="planes",
         )
         return masked_mse(pred, batch["target"], batch["weight"]), {}
 
     def reconstruct(params: Params, batch: Batch, keys: jax.Array) -> dict[str, jax.Array]:
         """Videos to look at; every hidden token is predicted, whatever the decoder mask."""
-        masks = masking.pretraining_masks(keys, grid=counts.grid, encoder=config.masking.encoder)
+        masks = masking.pretraining_masks(keys, grid=grid, encoder=config.masking.encoder)
         patches = patchify(clips(config, batch), tubelet)
         visible = normalise(
             gather(patches, masks.visible_idx), mean=config.data.mean, std=config.data.std
         )
-        pred = network.apply(
-            params, visible, masks.visible_idx, masks.target_idx, grid=counts.grid
-        ).astype(jnp.float32)
-        original = unit_range(patches)
+        pred = net.predict(params, visible, masks.visible_idx, masks.target_idx)
+        pred, original = pred.astype(jnp.float32), unit_range(patches)
         hidden = gather(original, masks.target_idx)
-        tokens = original.shape[1]
-
-        def video(replacement: jax.Array) -> jax.Array:
-            predicted = scatter(jnp.ones_like(hidden, bool), masks.target_idx, tokens)
-            filled = scatter(replacement, masks.target_idx, tokens)
-            shown = jnp.where(predicted, filled, original)
-            return jnp.clip(unpatchify(shown, counts.grid, tubelet, channels), 0.0, 1.0)
-
+        video = painter(original, masks.target_idx, net=net, tubelet=tubelet)
         videos = {"original": video(hidden), "masked": video(jnp.full_like(hidden, 0.5))}
         if not config.masking.normalize_target:
             return {**videos, "prediction": video(pred)}
@@ -115,58 +94,17 @@ def build(config: ConfigDict, chip: Chip) -> System:
 
     return System(
         name=config.system,
-        init=network.init,
+        init=net.network.init,
         targets=targets,
         loss=loss,
         batch_spec=clip_spec(config),
         compute_dtype=config.model.dtype,
-        macs=macs,
-        train_flops=flops.training_flops(macs),
+        macs=net.macs,
+        train_flops=flops.training_flops(net.macs),
         encoder=vit_encoder(config, chip, final_norm=True),
-        choices={
-            f"{stack} attention": options.attention
-            for stack, options in _options(config, chip).items()
-        },
+        choices=net.choices,
         reconstruct=reconstruct,
     )
-
-
-def make_network(config: ConfigDict, chip: Chip) -> Functional:
-    """The network alone, as pure functions."""
-    counts, options = token_counts(config), _options(config, chip)
-    return functional(
-        lambda rngs: MaskedAutoencoder(
-            spec_of(config.model.encoder),
-            spec_of(config.model.decoder),
-            values=counts.patch_values,
-            encoder_options=options["encoder"],
-            decoder_options=options["decoder"],
-            rngs=rngs,
-        )
-    )
-
-
-def _options(config: ConfigDict, chip: Chip) -> dict[str, StackOptions]:
-    """How the two stacks are run: the encoder on visible tokens, the decoder on these and more."""
-    counts = token_counts(config)
-    tokens = {"encoder": counts.visible, "decoder": counts.visible + counts.targets}
-    return {
-        name: stack_options(config, f"model.{name}", tokens=number, chip=chip)
-        for name, number in tokens.items()
-    }
-
-
-def _for_planes(params: Params, channels: int) -> Params:
-    """The parameters for patches in the order of planes; they are kept in that of pixels."""
-    reordered = functools.partial(to_planes, channels=channels)
-    encoder, decoder = params["encoder"], params["decoder"]
-    embed, head = encoder["patch_embed"], decoder["head"]
-    embed = embed | {"kernel": reordered(embed["kernel"], axis=0)}
-    head = jax.tree.map(reordered, head)
-    return params | {
-        "encoder": encoder | {"patch_embed": embed},
-        "decoder": decoder | {"head": head},
-    }
 
 
 def _with_statistics_of(pred: jax.Array, hidden: jax.Array, channels: int) -> jax.Array:
