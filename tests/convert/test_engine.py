@@ -10,12 +10,12 @@ from vmae_jax.convert.engine import (
     to_theirs,
     unflatten,
 )
+from vmae_jax.convert.families import recognise
 from vmae_jax.convert.fit import CLASSIFIER, EXACT, PRETRAINING, fit, starting_policy
 from vmae_jax.convert.positions import resize_positions
 from vmae_jax.convert.videomae import (
     finetune_table,
     pretrain_table,
-    recognise,
     transformers_table,
 )
 from vmae_jax.models.functional import functional

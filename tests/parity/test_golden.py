@@ -6,6 +6,7 @@ pytest tests/parity --golden=DIR           any folder of cases; -k selects by na
 
 from functools import partial
 
+import mae_st_cases
 import maskfeat_cases
 import optim_cases
 import pytest
@@ -27,6 +28,8 @@ TRANSFORMERS = {
     "finetune": transformers_cases.classification,
 }
 MAE_ST = {
+    "pretrain": mae_st_cases.pretrain,
+    "finetune": mae_st_cases.finetune,
     "schedule": optim_cases.mae_st_schedule,
     "param_groups_pretrain": partial(optim_cases.mae_st_groups, stage="pretrain"),
     "param_groups_finetune": partial(optim_cases.mae_st_groups, stage="finetune"),

@@ -5,6 +5,7 @@ published sizes do, nor frames and resolution, for which positions are computed 
 """
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,10 +16,14 @@ from vmae_jax.convert.engine import ConversionError
 from vmae_jax.convert.sources import Source
 from vmae_jax.variants import (
     GIANT_MLP_RATIO,
+    MAE_ST_DECODER,
+    MAE_ST_REPOSITORY_DECODER,
     VIDEOMAE_DECODERS,
     VIDEOMAE_V2_DECODERS,
     VIT_VARIANTS,
 )
+
+_Shapes = Mapping[str, tuple[int, ...]]
 
 _log = logging.getLogger(__name__)
 
@@ -44,14 +49,14 @@ def config_of(source: Source) -> ConfigDict:
     """
     if "system" in source.config:
         return config_lib.from_mapping(source.config)
-    pretraining = source.pretraining
-    config = config_lib.pretrain_defaults() if pretraining else config_lib.finetune_defaults()
-    config = config.unlock()
+    pretraining, theirs = source.pretraining, source.config
     shapes = {path: array.shape for path, array in source.arrays.items()}
-    theirs = source.config
+    config = _defaults_for(shapes, pretraining).unlock()
     config.model.encoder.update(_spec_fields(shapes, "encoder", theirs.get("num_attention_heads")))
     if pretraining:
         heads = theirs.get("decoder_num_attention_heads")
+        if config.system == "mae_st":
+            heads = _mae_st_decoder(config, shapes, source)
         config.model.decoder.update(_spec_fields(shapes, "decoder", heads))
         config.masking.normalize_target = theirs.get("norm_pix_loss", True)
     elif "head/bias" not in shapes:
@@ -64,10 +69,14 @@ def config_of(source: Source) -> ConfigDict:
         config.model.class_names = _label_names(theirs)
         config.model.pooling = "first" if "encoder/norm/scale" in shapes else "mean"
     config.model.tubelet, config.model.channels = source.tubelet, source.channels
+    config.model.class_token = "encoder/cls_token" in shapes
+    config.model.key_bias = "encoder/blocks/attn/k_bias" in shapes
+    config.model.positions = _positions(shapes, "encoder") or config.model.positions
     config.model.cosine_attention = "encoder/blocks/attn/scale" in shapes
     config.model.layer_scale = 0.1 if "encoder/blocks/gamma_1" in shapes else 0.0
+    config.data.frames, size = _clip(shapes, config)
     config.data.frames = theirs.get("num_frames", config.data.frames)
-    size = theirs.get("image_size", config.data.size)
+    size = theirs.get("image_size", size)
     config.data.size = (size, size) if isinstance(size, int) else tuple(size)
     for field in ("mean", "std"):
         if values := source.processor.get(f"image_{field}"):
@@ -75,6 +84,51 @@ def config_of(source: Source) -> ConfigDict:
         elif source.channels == 1:
             config.data[field] = (sum(config.data[field]) / 3,)
     return config.lock()
+
+
+def _defaults_for(shapes: _Shapes, pretraining: bool) -> ConfigDict:
+    """The defaults of the system that such arrays are of."""
+    # MAE-ST alone has a bias there, and one of the keys.
+    if pretraining:
+        mae_st = "encoder_to_decoder/bias" in shapes
+        return config_lib.mae_st_defaults() if mae_st else config_lib.pretrain_defaults()
+    mae_st = "encoder/blocks/attn/k_bias" in shapes
+    return config_lib.mae_st_finetune_defaults() if mae_st else config_lib.finetune_defaults()
+
+
+def _mae_st_decoder(config: ConfigDict, shapes: _Shapes, source: Source) -> int:
+    """Sets what the two released implementations do otherwise; returns the decoder's heads."""
+    repository = "decoder/cls_token" in shapes
+    config.model.init = "mae_st" if repository else "slowfast"
+    has_class = "encoder/cls_token" in shapes
+    own_or_handed_on = "own" if repository else "encoder"
+    config.model.decoder_class_token = own_or_handed_on if has_class else "none"
+    config.model.decoder_positions = _positions(shapes, "decoder") or "sincos"
+    frames, rows, columns = source.tubelet
+    if shapes["decoder/head/bias"][0] == frames * rows * columns * source.channels:
+        config.masking.target_frames = "all"
+    else:
+        config.masking.target_frames = "linspace" if repository else "first"
+    spec = MAE_ST_REPOSITORY_DECODER if repository else MAE_ST_DECODER
+    width = shapes["decoder/norm/scale"][0]
+    return spec.heads if width == spec.width else None
+
+
+def _positions(shapes: _Shapes, stack: str) -> str | None:
+    """The kind of a stack's learned positions; None where it has none."""
+    if f"{stack}/pos_embed_spatial" in shapes:
+        return "separable"
+    return "joint" if f"{stack}/pos_embed" in shapes else None
+
+
+def _clip(shapes: _Shapes, config: ConfigDict) -> tuple[int, tuple[int, int]]:
+    """Frames and size of the clips that separable positions are for; else those of the config."""
+    if "encoder/pos_embed_spatial" not in shapes:
+        return config.data.frames, config.data.size
+    frames, rows, columns = config.model.tubelet
+    side = math.isqrt(shapes["encoder/pos_embed_spatial"][0])  # square, as in all released files
+    slots = shapes["encoder/pos_embed_temporal"][0]
+    return slots * frames, (side * rows, side * columns)
 
 
 def _label_names(theirs: Mapping[str, Any]) -> tuple[str, ...]:

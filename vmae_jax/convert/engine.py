@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from einops import rearrange
 
 from vmae_jax import rules
 from vmae_jax.errors import UserError
@@ -32,6 +33,9 @@ class Layout:
 SAME = Layout(lambda x: x, lambda x: x)
 # PyTorch keeps linear weights as (out, in).
 TRANSPOSED = Layout(lambda x: x.T, lambda x: x.T)
+# A token, and a table of positions, with axes to broadcast along.
+TOKEN = Layout(lambda x: rearrange(x, "1 1 d -> d"), lambda x: rearrange(x, "d -> 1 1 d"))
+POSITIONS = Layout(lambda x: rearrange(x, "1 n d -> n d"), lambda x: rearrange(x, "n d -> 1 n d"))
 # In place of one of our paths: these numbers have no place here, so they must be zero.
 ZERO = None
 
@@ -66,6 +70,19 @@ class Rule:
         return "{i}" in self.parts[0]
 
 
+def norm_rules(theirs: str, ours: str) -> tuple[Rule, ...]:
+    """Of a PyTorch norm."""
+    return Rule(f"{theirs}.weight", f"{ours}/scale"), Rule(f"{theirs}.bias", f"{ours}/bias")
+
+
+def linear_rules(theirs: str, ours: str) -> tuple[Rule, ...]:
+    """Of a PyTorch linear layer."""
+    return (
+        Rule(f"{theirs}.weight", f"{ours}/kernel", TRANSPOSED),
+        Rule(f"{theirs}.bias", f"{ours}/bias"),
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
     """Names of one family of checkpoints.
@@ -92,7 +109,7 @@ class Table:
         """The rule of a stripped foreign name, its part in it, its block (None: in none)."""
         if name in self._by_name:
             return *self._by_name[name], None
-        if number := re.search(r"(?<=\.)\d+(?=\.)", name):
+        for number in re.finditer(r"(?<=\.)\d+(?=\.)", name):
             pattern = f"{name[: number.start()]}{{i}}{name[number.end() :]}"
             if pattern in self._by_name:
                 return *self._by_name[pattern], int(number[0])

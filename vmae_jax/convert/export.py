@@ -12,8 +12,9 @@ from safetensors.numpy import save_file
 from vmae_jax import __version__
 from vmae_jax import config as config_lib
 from vmae_jax.convert.engine import ConversionError, to_theirs, unflatten
+from vmae_jax.convert.families import released_table
 from vmae_jax.convert.sources import Source
-from vmae_jax.convert.videomae import finetune_table, pretrain_table, transformers_table
+from vmae_jax.convert.videomae import transformers_table
 
 # Of our norms, as released. transformers' own default differs; its decoder.norm and fc_norm stay
 # at 1e-5 whatever its config says (docs/weights.md).
@@ -55,10 +56,10 @@ def save_ours(
 def save_released(
     folder: pathlib.Path, arrays: Mapping[str, np.ndarray], config: ConfigDict, *, licence: str
 ) -> list[pathlib.Path]:
-    """Writes model.safetensors in the names of the released VideoMAE and V2 code."""
+    """Writes model.safetensors in the names of the code that such a model was released with."""
     folder.mkdir(parents=True, exist_ok=True)
-    make = pretrain_table if _pretraining(arrays) else finetune_table
-    theirs = to_theirs(unflatten(arrays), make(config.model.tubelet, config.model.channels))
+    table = released_table(arrays, config.model.tubelet, config.model.channels)
+    theirs = to_theirs(unflatten(arrays), table)
     metadata = {"format": "pt", "licence": licence}
     save_arrays(folder / "model.safetensors", theirs, metadata)
     return [folder / "model.safetensors"]

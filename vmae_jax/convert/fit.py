@@ -24,11 +24,14 @@ class Policy:
         that the model begins with.
       replaced: (regular expression on our path, why the source's may have another shape); dropped
         and fresh at once.
+      moved: (start of our path in the source, that in the model); what lies there goes on in
+        another place, if the model has that and not the first, and the source not the second.
     """
 
     dropped: tuple[tuple[str, str], ...] = ()
     fresh: tuple[tuple[str, str], ...] = ()
     replaced: tuple[tuple[str, str], ...] = ()
+    moved: tuple[tuple[str, str], ...] = ()
 
 
 EXACT = Policy()
@@ -48,9 +51,15 @@ CLASSIFIER = Policy(
 )
 
 
+# MAE-ST's go on with the norm of the encoder, on what is pooled.
+CLASSIFIER_WITH_NORM = dataclasses.replace(CLASSIFIER, moved=(("encoder/norm/", "fc_norm/"),))
+
+
 def starting_policy(template: Params) -> Policy:
     """How strict to be where training starts from given weights."""
-    return PRETRAINING if "decoder" in template else CLASSIFIER
+    if "decoder" in template:
+        return PRETRAINING
+    return CLASSIFIER_WITH_NORM if "cls_token" in template["encoder"] else CLASSIFIER
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +92,8 @@ def fit(
       policy: what need not agree.
       grid: tokens of the model's clips; where given, a learned table of positions of another grid
         is interpolated.
-      source_grid: tokens of the source's clips; None: as many slots as `grid`, and square.
+      source_grid: tokens of the source's clips; None: square, and as many slots as separable tables
+        of the source tell, else as many as `grid`.
 
     Raises:
       ConversionError: every name and shape that disagrees and may not.
@@ -91,6 +101,8 @@ def fit(
     wanted = {path: tuple(leaf.shape) for path, leaf in flatten(template).items()}
     problems, dropped, fresh, notes = [], {}, {}, list(report.notes)
     fitted: dict[str, np.ndarray] = {}
+    arrays, report = _moved(arrays, report, policy, wanted)
+    source_grid = source_grid or _separable_grid(arrays)
     for path, array in arrays.items():
         if path not in wanted:
             reason = reason_for(path, policy.dropped)
@@ -102,16 +114,15 @@ def fit(
         elif reason := reason_for(path, policy.replaced):
             reason += f" ({array.shape[-1]} in the source, {wanted[path][-1]} in the model)"
             dropped[path] = fresh[path] = reason
-        elif path.endswith("pos_embed") and grid and array.shape[1:] == wanted[path][1:]:
+        elif "pos_embed" in path and grid and array.shape[1:] == wanted[path][1:]:
             try:
-                origin = source_grid or _square_grid(array.shape[0], slots=grid[0])
-                fitted[path] = resize_positions(array, origin, grid)
-                notes.append(f"{path} was interpolated from a grid {origin} to {tuple(grid)}")
+                fitted[path], note = _resized(path, array, wanted[path][0], grid, source_grid)
+                notes.append(note)
             except ValueError as error:
                 problems.append(f"{path}: {error}")
         else:
             problems.append(f"{path}: {array.shape} in the source, {wanted[path]} in the model")
-    if grid and not any(path.endswith("pos_embed") for path in wanted):
+    if grid and not any("pos_embed" in path for path in wanted):
         notes.append(f"positions are a fixed sinusoid, which the model computes for {tuple(grid)}")
     for path in wanted.keys() - arrays.keys():
         if reason := reason_for(path, policy.fresh):
@@ -135,6 +146,55 @@ def _updated(report: Report, dropped, fresh, notes) -> Report:
         else:
             mapped[name] = paths
     return Report(mapped, ignored, dict(sorted(fresh.items())), tuple(notes))
+
+
+def _moved(
+    arrays: Mapping[str, np.ndarray], report: Report, policy: Policy, wanted: Mapping[str, object]
+) -> tuple[Mapping[str, np.ndarray], Report]:
+    """Arrays and report with the paths that the policy moves."""
+    paths = {}
+    for path in arrays:
+        for start, end in policy.moved:
+            new = end + path.removeprefix(start)
+            if path.startswith(start) and path not in wanted and new in wanted:
+                paths[path] = path if new in arrays else new
+    mapped = {
+        name: tuple(paths.get(place, place) for place in places)
+        for name, places in report.mapped.items()
+    }
+    moved = {paths.get(path, path): array for path, array in arrays.items()}
+    return moved, dataclasses.replace(report, mapped=mapped)
+
+
+def _resized(
+    path: str, table: np.ndarray, rows: int, grid: Grid, source_grid: Grid | None
+) -> tuple[np.ndarray, str]:
+    """A table of positions of another grid, with `rows` rows, and what became of it in words.
+
+    Raises:
+      ValueError: it is no table of such a grid.
+    """
+    if path.endswith("pos_embed_spatial"):
+        grid = (1, *grid[1:])
+        origin = (1, *source_grid[1:]) if source_grid else _square_grid(len(table), slots=1)
+    elif path.endswith("pos_embed_temporal"):
+        grid, origin = (grid[0], 1, 1), (len(table), 1, 1)
+    else:
+        class_rows = rows - math.prod(grid)
+        origin = source_grid or _square_grid(len(table) - class_rows, slots=grid[0])
+        note = f"{path} was interpolated from a grid {origin} to {tuple(grid)}"
+        places = resize_positions(table[class_rows:], origin, grid)
+        return np.concatenate([table[:class_rows], places]), note
+    note = f"{path} was interpolated from a grid {origin} to {tuple(grid)}"
+    return resize_positions(table, origin, grid), note
+
+
+def _separable_grid(arrays: Mapping[str, np.ndarray]) -> Grid | None:
+    """The grid of separable tables of square pictures; None where there are none."""
+    slots, places = (arrays.get(f"encoder/pos_embed_{kind}") for kind in ("temporal", "spatial"))
+    if slots is None or places is None or math.isqrt(len(places)) ** 2 != len(places):
+        return None
+    return len(slots), math.isqrt(len(places)), math.isqrt(len(places))
 
 
 def _square_grid(tokens: int, *, slots: int) -> Grid:

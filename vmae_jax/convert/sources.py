@@ -20,10 +20,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from vmae_jax.convert.engine import ConversionError, Params, Report, flatten, to_ours
-from vmae_jax.convert.videomae import recognise
+from vmae_jax.convert.families import recognise
 from vmae_jax.ops.patches import Tubelet
 
-TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+TORCH_SUFFIXES = (".pth", ".pyth", ".pt", ".bin", ".ckpt")
 UNKNOWN_LICENCE = "unknown; the source does not say"
 _INDEX = "model.safetensors.index.json"
 

@@ -1,0 +1,72 @@
+"""To which family of checkpoints a file belongs, and under whose names ours are released."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from vmae_jax.convert import mae_st, videomae
+from vmae_jax.convert.engine import Arrays, ConversionError, Table, listed
+from vmae_jax.ops.patches import Tubelet
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What the names of a foreign file tell.
+
+    Attributes:
+      table: its names.
+      licence: what is known of it.
+      tubelet: (frames, rows, columns) of a patch.
+      channels: of the video.
+    """
+
+    table: Table
+    licence: str
+    tubelet: Tubelet
+    channels: int
+
+
+def recognise(source: Arrays) -> Family:
+    """The family of a foreign file, judged by the name of its patch embedding and those beside it.
+
+    Raises:
+      ConversionError: there is none, or it is not that of a video model.
+    """
+    bare = Table("", (), prefixes=videomae.PREFIXES)
+    names = {bare.strip(name): name for name in source}
+    embedding = next((name for name in names if name in videomae.EMBEDDINGS), None)
+    if embedding is None:
+        raise ConversionError(
+            "none of the names is the patch embedding of a known family (released VideoMAE, "
+            "VideoMAE V2 and MAE-ST, transformers' VideoMAE); the first are "
+            f"{listed(list(source), 4)}"
+        )
+    shape = source[names[embedding]].shape
+    if len(shape) != 5:
+        raise ConversionError(
+            f"{names[embedding]} has the shape {shape}; that of a video model is a convolution "
+            "over frames, rows and columns, with five axes"
+        )
+    tubelet, channels = tuple(shape[2:]), shape[1]
+    if mae_st.is_mae_st(names):
+        table = mae_st.table_of_names(names, tubelet, channels)
+        return Family(table, mae_st.LICENCE, tubelet, channels)
+    make, licence = videomae.EMBEDDINGS[embedding]
+    return Family(make(tubelet, channels), licence, tubelet, channels)
+
+
+def released_table(arrays: Mapping[str, np.ndarray], tubelet: Tubelet, channels: int) -> Table:
+    """The released names for arrays by our paths.
+
+    Args:
+      arrays: our path -> array, of a whole network.
+      tubelet: (frames, rows, columns) of a patch.
+      channels: of the video.
+    """
+    pretraining = "decoder/head/kernel" in arrays
+    if "encoder/blocks/attn/k_bias" in arrays:
+        blocks = len(arrays["decoder/blocks/norm1/scale"]) if pretraining else 0
+        return mae_st.table_of_paths(arrays.keys(), blocks, tubelet, channels)
+    make = videomae.pretrain_table if pretraining else videomae.finetune_table
+    return make(tubelet, channels)
