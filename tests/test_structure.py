@@ -95,7 +95,8 @@ def _complaint(room: str, name: str) -> str | None:
 
 
 # What systems are made of; the other files of systems/ are papers.
-SHARED_PARTS = ("base", "inputs", "stacks", "augmented", "classifiers", "autoencoders")
+SHARED_PARTS = ("base", "inputs", "stacks", "multiscale", "augmented", "classifiers")
+SHARED_PARTS += ("autoencoders",)
 
 
 def _is_shared(name: str) -> bool:

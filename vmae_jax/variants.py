@@ -5,9 +5,9 @@ import dataclasses
 # Of a classifier: mean of all tokens and then a norm, or a norm and then the first token.
 POOLINGS = ("mean", "first")
 
-# Of a stack's tokens: a fixed sinusoid; learned tables of space and of time; one learned table; one
-# that is kept as it was loaded.
-POSITIONS = ("sincos", "separable", "joint", "frozen")
+# Of a stack's tokens: none; a fixed sinusoid; learned tables of space and of time; one learned
+# table; one that is kept as it was loaded.
+POSITIONS = ("none", "sincos", "separable", "joint", "frozen")
 
 # Code bases whose initialisation is known, see models/init.py.
 INITS = ("videomae", "mae_st", "slowfast")

@@ -8,6 +8,7 @@ from functools import partial
 
 import mae_st_cases
 import maskfeat_cases
+import mvit_cases
 import optim_cases
 import pytest
 import transformers_cases
@@ -35,6 +36,7 @@ MAE_ST = {
     "param_groups_finetune": partial(optim_cases.mae_st_groups, stage="finetune"),
 }
 MASKFEAT = {
+    "finetune": mvit_cases.finetune,
     "HOG layer": maskfeat_cases.histograms,
     "mask generator": maskfeat_cases.mask_generators,
     "schedule": optim_cases.maskfeat_schedule,

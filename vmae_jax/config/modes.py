@@ -27,8 +27,9 @@ def configured(config: ConfigDict, mode: str | None) -> ConfigDict:
 def smoke(config: ConfigDict) -> ConfigDict:
     """Shrinks width, depth, batch and steps, so that every mechanism of a recipe runs on a CPU.
 
-    Stages, head counts, MLP ratios, grids, masks, sampling and the peak learning rate stay the
-    recipe's: `lr_per_videos` shrinks with the batch, or the scaled-down rate would teach nothing.
+    Stages, head counts, MLP ratios, masks, sampling and the peak learning rate stay the recipe's:
+    `lr_per_videos` shrinks with the batch, or the scaled-down rate would teach nothing. So do
+    grids, but those of multiscale networks, whose first blocks have ten times a ViT's tokens.
     """
     config = config.copy_and_resolve_references()
     stacks = [
@@ -41,10 +42,10 @@ def smoke(config: ConfigDict) -> ConfigDict:
     for part in stacks:
         part.width = 8 * part.heads
         if "depths" in part:
-            part.depths = tuple(min(depth, 2) for depth in part.depths)
-            part.depth = sum(part.depths)
-        else:
-            part.depth = min(part.depth, 2)
+            part.depths = (1,) * len(part.depths)
+        part.depth = len(part.depths) if "depths" in part else min(part.depth, 2)
+    if config.model.architecture == "mvit":
+        config.data.size = tuple(_third(side) for side in config.data.size)
     small = min(config.train.batch_videos, 2)
     config.optim.lr_per_videos *= small / config.train.batch_videos
     config.optim.accumulate = math.gcd(config.optim.accumulate, small)
@@ -53,3 +54,9 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.train.log_every = 2
     config.train.checkpoint_every = 4
     return config
+
+
+def _third(side: int) -> int:
+    """About a third of it, as often divided by two as the whole."""
+    step = math.gcd(side, 32)
+    return math.ceil(side / 3 / step) * step

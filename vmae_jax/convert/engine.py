@@ -48,6 +48,8 @@ class Rule:
       theirs: foreign name; "{i}" stands for the number of a block. Several names: parts of one
         array, joined along their first axis.
       ours: path in our tree, "/" between keys; the blocks are stacked on the leading axis there.
+        With "{i}", the number of the first of the blocks that are stacked there: each then comes as
+        a stack of its own, which `fit` joins as the model has them.
         Several: the (joined) array is cut evenly along its first axis, and `ZERO` stands for a
         piece that must be zero.
       layout: change of layout of one (joined or cut) array of one block.
@@ -68,6 +70,10 @@ class Rule:
     @property
     def stacked(self) -> bool:
         return "{i}" in self.parts[0]
+
+    @property
+    def grouped(self) -> bool:
+        return isinstance(self.ours, str) and "{i}" in self.ours
 
 
 def norm_rules(theirs: str, ours: str) -> tuple[Rule, ...]:
@@ -188,6 +194,10 @@ def to_ours(source: Arrays, table: Table) -> tuple[dict[str, np.ndarray], Report
             problems.append(f"{names} of shape {np.shape(source[parts[0]])}: {error}")
             continue
         labels = tuple(p if block is None else f"{p}[{block}]" for p in pieces)
+        if rule.grouped:
+            labels = tuple(label.replace("/{i}/", "/") for label in labels)
+            pieces = {p.replace("{i}", f"{block:02}"): a[None] for p, a in pieces.items()}
+            block = None
         mapped |= dict.fromkeys(parts.values(), labels or ("zero, as it must be",))
         for path, array in pieces.items():
             stack = stacks.setdefault(path, {})
@@ -213,17 +223,55 @@ def to_theirs(params: Params, table: Table) -> dict[str, np.ndarray]:
     out: dict[str, np.ndarray] = {}
     unknown = []
     for path, leaf in flatten(params).items():
-        if path not in by_path:
+        first, pattern = 0, path
+        if number := _GROUP.search(path):
+            first, pattern = int(number[0]), f"{path[: number.start()]}{{i}}{path[number.end() :]}"
+        if pattern not in by_path:
             unknown.append(path)
             continue
-        rule, array = by_path[path], np.asarray(leaf)
-        for block, piece in enumerate(array) if rule.stacked else [(None, array)]:
+        rule, array = by_path[pattern], np.asarray(leaf)
+        for block, piece in enumerate(array, first) if rule.stacked else [(None, array)]:
             parts = _cut(rule.layout.to_theirs(piece), len(rule.parts))
             for name, part in zip(rule.parts, parts, strict=True):
                 out[name.replace("{i}", str(block))] = np.ascontiguousarray(part)
     if unknown:
         raise ConversionError(f"the table '{table.name}' has no name for {listed(unknown)}")
     return out
+
+
+# The number of the first of a group of blocks, in a path of ours.
+_GROUP = re.compile(r"(?<=blocks/)\d+(?=/)")
+
+
+def regrouped(
+    arrays: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    """Arrays whose blocks are stacked in the groups in which a model has them.
+
+    Args:
+      arrays: our path -> array.
+      wanted: our path -> shape, of the model.
+
+    Returns:
+      our path -> array; blocks that do not make up a group of the model as they came.
+    """
+    rows: dict[tuple[str, int], np.ndarray] = {}
+    origin: dict[tuple[str, int], str] = {}
+    for path, array in arrays.items():
+        if number := _GROUP.search(path):
+            for block, row in enumerate(array, int(number[0])):
+                key = _GROUP.sub("", path), block
+                rows[key], origin[key] = row, path
+    joined, used = {}, set()
+    for path, shape in wanted.items():
+        if not (number := _GROUP.search(path)):
+            continue
+        keys = [(_GROUP.sub("", path), int(number[0]) + i) for i in range(shape[0])]
+        group = [rows[key] for key in keys if key in rows]
+        if len(group) == len(keys) and len({row.shape for row in group}) == 1:
+            joined[path] = group[0][None] if len(group) == 1 else np.stack(group)
+            used.update(origin[key] for key in keys)
+    return {path: array for path, array in arrays.items() if path not in used} | joined
 
 
 def locate(name: str, table: Table) -> tuple[str, int | None]:

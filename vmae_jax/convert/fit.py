@@ -5,13 +5,22 @@ The rules are written once, by our paths; where the arrays came from makes no di
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 
 import numpy as np
 
-from vmae_jax.convert.engine import ConversionError, Params, Report, flatten, reason_for
+from vmae_jax.convert.engine import (
+    ConversionError,
+    Params,
+    Report,
+    flatten,
+    reason_for,
+    regrouped,
+)
 from vmae_jax.convert.positions import resize_positions
 from vmae_jax.ops.patches import Grid
+from vmae_jax.ops.relative import linear_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +51,7 @@ PRETRAINING = Policy(dropped=((r"(fc_norm|head)/.*", "the pretraining network ha
 CLASSIFIER = Policy(
     dropped=(
         (r"(decoder|encoder_to_decoder)/.*|mask_token", "the classifier has no decoder"),
+        (r"head/(norm|proj)/.*", "a classifier predicts no features of patches"),
         (r"encoder/norm/.*", "mean pooling normalises the pooled vector instead"),
         (r"fc_norm/.*", "the classifier normalises its tokens, not what is pooled of them"),
         (r"head/.*", "the model has no head"),
@@ -101,7 +111,7 @@ def fit(
     wanted = {path: tuple(leaf.shape) for path, leaf in flatten(template).items()}
     problems, dropped, fresh, notes = [], {}, {}, list(report.notes)
     fitted: dict[str, np.ndarray] = {}
-    arrays, report = _moved(arrays, report, policy, wanted)
+    arrays, report = _moved(regrouped(arrays, wanted), report, policy, wanted)
     source_grid = source_grid or _separable_grid(arrays)
     for path, array in arrays.items():
         if path not in wanted:
@@ -114,6 +124,10 @@ def fit(
         elif reason := reason_for(path, policy.replaced):
             reason += f" ({array.shape[-1]} in the source, {wanted[path][-1]} in the model)"
             dropped[path] = fresh[path] = reason
+        elif _RELATIVE.search(path) and _but_for_rows(array.shape, wanted[path]):
+            rows = array.shape[1], wanted[path][1]
+            fitted[path] = np.einsum("wr,brc->bwc", linear_weights(*rows), array)
+            notes.append(f"{path} was resampled from {rows[0]} to {rows[1]} distances")
         elif "pos_embed" in path and grid and array.shape[1:] == wanted[path][1:]:
             try:
                 fitted[path], note = _resized(path, array, wanted[path][0], grid, source_grid)
@@ -122,7 +136,7 @@ def fit(
                 problems.append(f"{path}: {error}")
         else:
             problems.append(f"{path}: {array.shape} in the source, {wanted[path]} in the model")
-    if grid and not any("pos_embed" in path for path in wanted):
+    if grid and not any("pos_embed" in path or _RELATIVE.search(path) for path in wanted):
         notes.append(f"positions are a fixed sinusoid, which the model computes for {tuple(grid)}")
     for path in wanted.keys() - arrays.keys():
         if reason := reason_for(path, policy.fresh):
@@ -195,6 +209,14 @@ def _separable_grid(arrays: Mapping[str, np.ndarray]) -> Grid | None:
     if slots is None or places is None or math.isqrt(len(places)) ** 2 != len(places):
         return None
     return len(slots), math.isqrt(len(places)), math.isqrt(len(places))
+
+
+# Tables of relative positions of a stack of blocks, [blocks, rows, head_dim].
+_RELATIVE = re.compile(r"/rel_pos_[thw]$")
+
+
+def _but_for_rows(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    return (found[0], *found[2:]) == (wanted[0], *wanted[2:])
 
 
 def _square_grid(tokens: int, *, slots: int) -> Grid:

@@ -4,7 +4,11 @@ Papers print MACs as "FLOPs". Training FLOPs, for utilisation, are counted from 
 `training_flops`. Compilers' own counts are not used: they count the body of a scan once.
 """
 
-from vmae_jax.variants import StackSpec
+import math
+
+from vmae_jax.models.mvit import BlockShape, block_shapes
+from vmae_jax.ops.patches import Grid
+from vmae_jax.variants import MViTSpec, StackSpec
 
 
 def stack_macs(spec: StackSpec, tokens: int) -> int:
@@ -71,3 +75,41 @@ def training_flops(macs: dict[str, int]) -> int:
     Except for the patch embedding, whose input needs no gradient. Recomputation is not counted.
     """
     return 6 * sum(macs.values()) - 2 * macs["patch_embed"]
+
+
+def mvit_macs(spec: MViTSpec, grid: Grid, *, channels: int, class_tokens: int) -> dict[str, int]:
+    """Forward MACs of `MViT` by part, for one clip.
+
+    Args:
+      spec: size.
+      grid: tokens of the stem along (time, height, width).
+      channels: of the video.
+      class_tokens: tokens beside those of the grid.
+
+    Returns:
+      {"patch_embed", "encoder"} -> MACs.
+    """
+    window = math.prod(spec.pool_kernel)
+    return {
+        "patch_embed": math.prod(grid) * math.prod(spec.stem_kernel) * channels * spec.width,
+        "encoder": sum(
+            _multiscale_macs(shape, class_tokens, window) for shape in block_shapes(spec, grid)
+        ),
+    }
+
+
+def _multiscale_macs(shape: BlockShape, front: int, window: int) -> int:
+    """qkv, pooling, scores, weighted values, relative positions, projections, MLP."""
+    tokens, queries, keys = (
+        math.prod(grid) for grid in (shape.grid, shape.grid_out, shape.kv_grid)
+    )
+    inner, out = shape.inner, queries + front
+    macs = (tokens + front) * shape.width * 3 * inner
+    macs += window * inner * (queries + 2 * keys)
+    macs += 2 * out * (keys + front) * inner + queries * inner * sum(shape.kv_grid)
+    macs += out * inner * inner + out * shape.hidden * (inner + shape.width_out)
+    if inner != shape.width:
+        macs += (tokens + front) * shape.width * inner
+    if shape.width_out != inner:
+        macs += out * inner * shape.width_out
+    return macs

@@ -40,12 +40,6 @@ def mask_token(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return 0.02 * jax.random.truncated_normal(key, -1.0, 1.0, shape, jnp.float32)
 
 
-def bias_002(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The constant 0.02, with which MViT's biases of linear layers and norms begin."""
-    del key
-    return jnp.full(shape, 0.02, jnp.float32)
-
-
 def zeros(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     del key
     return jnp.zeros(shape, jnp.float32)

@@ -19,10 +19,11 @@ from vmae_jax.ops.attention import (
     cosine_queries_keys,
 )
 from vmae_jax.ops.drop_path import drop_path
+from vmae_jax.ops.keys import stream
 from vmae_jax.ops.packed_attention import packed_attention
 
 REMAT_POLICIES = ("none", "named", "full")
-SAVED_NAMES = ("qkv", "context", "attn_out", "mlp_hidden", "mlp_out")
+SAVED_NAMES = ("qkv", "pooled", "context", "attn_out", "mlp_hidden", "mlp_out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +129,23 @@ class LayerNorm(nnx.Module):
         return x.astype(self.dtype)
 
 
+def block_linear(width_in: int, width_out: int, options: StackOptions, *, rngs: nnx.Rngs) -> Linear:
+    """A linear layer of a block, as its options say."""
+    return Linear(
+        width_in,
+        width_out,
+        kernel_init=init.KERNEL_INITS[options.kernel_init],
+        bias_init=init.constant(options.bias_init),
+        dtype=options.dtype,
+        rngs=rngs,
+    )
+
+
+def block_norm(width: int, options: StackOptions) -> LayerNorm:
+    """A norm of a block, as its options say."""
+    return LayerNorm(width, eps=options.eps, dtype=options.dtype, bias=options.bias_init)
+
+
 class QKV(nnx.Module):
     """The fused projection: one kernel [D, 3*heads*head_dim], q then k then v."""
 
@@ -147,7 +165,6 @@ class Attention(nnx.Module):
             raise ValueError(f"{heads} heads do not fit a width of {width}")
         self.heads, self.head_dim = heads, width // heads
         inner = self.heads * self.head_dim
-        kernel_init = init.KERNEL_INITS[options.kernel_init]
         qkv_init = init.QKV_INITS[options.kernel_init]
         self.qkv = QKV(width, inner, kernel_init=qkv_init, rngs=rngs)
         if options.qkv_bias:
@@ -157,14 +174,7 @@ class Attention(nnx.Module):
             self.k_bias = nnx.Param(jnp.full((inner,), options.bias_init, jnp.float32))
         if options.cosine_attention:
             self.scale = nnx.Param(jnp.full((heads,), math.log(10.0), jnp.float32))
-        self.proj = Linear(
-            inner,
-            width,
-            kernel_init=kernel_init,
-            bias_init=init.constant(options.bias_init),
-            dtype=options.dtype,
-            rngs=rngs,
-        )
+        self.proj = block_linear(inner, width, options, rngs=rngs)
         self.options = options
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -224,10 +234,7 @@ class Attention(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    """Linear, GELU, Linear; `width_out` wide in the end (None: as wide as it came).
-
-    `bias_init` of both; None: as the options say.
-    """
+    """Linear, GELU, Linear; `width_out` wide in the end (None: as wide as it came)."""
 
     def __init__(
         self,
@@ -236,14 +243,10 @@ class Mlp(nnx.Module):
         options: StackOptions,
         *,
         width_out: int | None = None,
-        bias_init: init.Initializer | None = None,
         rngs: nnx.Rngs,
     ):
-        kernel_init = init.KERNEL_INITS[options.kernel_init]
-        bias_init = bias_init or init.constant(options.bias_init)
-        common = {"kernel_init": kernel_init, "dtype": options.dtype, "rngs": rngs}
-        self.fc1 = Linear(width, hidden, bias_init=bias_init, **common)
-        self.fc2 = Linear(hidden, width_out or width, bias_init=bias_init, **common)
+        self.fc1 = block_linear(width, hidden, options, rngs=rngs)
+        self.fc2 = block_linear(hidden, width_out or width, options, rngs=rngs)
         self.tanh_gelu = options.gelu == "tanh"
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -258,10 +261,9 @@ class Block(nnx.Module):
     def __init__(
         self, width: int, heads: int, mlp_ratio: float, options: StackOptions, *, rngs: nnx.Rngs
     ):
-        norm = {"eps": options.eps, "dtype": options.dtype, "bias": options.bias_init}
-        self.norm1 = LayerNorm(width, **norm)
+        self.norm1 = block_norm(width, options)
         self.attn = Attention(width, heads, options, rngs=rngs)
-        self.norm2 = LayerNorm(width, **norm)
+        self.norm2 = block_norm(width, options)
         # int() truncates, as released: 512 * 48/11 -> 2234.
         self.mlp = Mlp(width, int(width * mlp_ratio), options, rngs=rngs)
         self.layer_scale = options.layer_scale > 0
@@ -290,4 +292,4 @@ class Block(nnx.Module):
     def _dropped(branch, rate, keys, which):
         if keys is None:
             return branch
-        return drop_path(branch, jax.vmap(lambda key: jax.random.fold_in(key, which))(keys), rate)
+        return drop_path(branch, stream(keys, which), rate)

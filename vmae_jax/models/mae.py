@@ -13,7 +13,8 @@ from vmae_jax.models import init
 from vmae_jax.models.layers import LayerNorm, Linear, StackOptions
 from vmae_jax.models.positions import Placed
 from vmae_jax.models.stack import build_stack, run_stack
-from vmae_jax.models.vit import ViTEncoder, stream, with_mask_tokens
+from vmae_jax.models.vit import ViTEncoder, with_mask_tokens
+from vmae_jax.ops.keys import stream
 from vmae_jax.ops.patches import Grid
 from vmae_jax.variants import DECODER_CLASS_TOKENS, MASK_TOKENS, StackSpec
 

@@ -12,6 +12,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,16 +21,17 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from vmae_jax.models import init
-from vmae_jax.models.layers import LayerNorm, Linear, Mlp, StackOptions
+from vmae_jax.models.classifier import PooledClassifier
+from vmae_jax.models.layers import Mlp, StackOptions, block_linear, block_norm
+from vmae_jax.models.positions import Placed
 from vmae_jax.models.stack import run_stack, stacked
 from vmae_jax.ops.attention import attention
 from vmae_jax.ops.drop_path import drop_path
+from vmae_jax.ops.keys import stream
 from vmae_jax.ops.patches import Grid, Tubelet
 from vmae_jax.ops.pooling import conv_pool, max_pool, pooled_grid
 from vmae_jax.ops.relative import places, relative_scores, table_rows
-from vmae_jax.variants import MVIT_POSITIONS, MViTSpec
-
-BIAS = 0.02  # with which norms and linear layers begin
+from vmae_jax.variants import MViTSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,19 +141,12 @@ class PoolingAttention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         head_dim = shape.inner // shape.heads
-        linear = {
-            "kernel_init": init.normal_002,
-            "bias_init": init.bias_002,
-            "dtype": options.dtype,
-            "rngs": rngs,
-        }
-        self.qkv = Linear(shape.width, 3 * shape.inner, **linear)
-        self.proj = Linear(shape.inner, shape.inner, **linear)
+        self.qkv = block_linear(shape.width, 3 * shape.inner, options, rngs=rngs)
+        self.proj = block_linear(shape.inner, shape.inner, options, rngs=rngs)
         for name in "qkv":
             pool = ConvPool((*pool_kernel, head_dim), rngs=rngs)
-            norm = LayerNorm(head_dim, eps=options.eps, dtype=options.dtype, bias=BIAS)
             setattr(self, f"pool_{name}", pool)
-            setattr(self, f"norm_{name}", norm)
+            setattr(self, f"norm_{name}", block_norm(head_dim, options))
         for axis, rows in zip("thw", shape.rows, strict=True):
             table = init.normal_002(rngs.params(), (rows, head_dim))
             setattr(self, f"rel_pos_{axis}", nnx.Param(table))
@@ -174,10 +169,11 @@ class PoolingAttention(nnx.Module):
         """[B, K + N, inner] -> normalised [B, K + N', heads, head_dim]."""
         front, (t, h, w) = self.class_tokens, self.shape.grid
         grid = rearrange(x[:, front:], "b (t h w) c -> b t h w c", t=t, h=h, w=w)
-        pooled = rearrange(pool(grid, stride), "b t h w c -> b (t h w) c")
+        pooled = rearrange(
+            checkpoint_name(pool(grid, stride), "pooled"), "b t h w c -> b (t h w) c"
+        )
         pooled = jnp.concatenate([x[:, :front], pooled], axis=1)
-        heads = rearrange(pooled, "b n (heads c) -> b n heads c", heads=self.shape.heads)
-        return checkpoint_name(norm(heads), "pooled")
+        return norm(rearrange(pooled, "b n (heads c) -> b n heads c", heads=self.shape.heads))
 
     def _with_places(self, q, k):
         """Queries and keys whose products are scores with relative positions, scale included.
@@ -216,29 +212,14 @@ class MultiscaleBlock(nnx.Module):
         class_token: bool,
         rngs: nnx.Rngs,
     ):
-        norm = {"eps": options.eps, "dtype": options.dtype, "bias": BIAS}
-        self.norm1 = LayerNorm(shape.width, **norm)
+        self.norm1 = block_norm(shape.width, options)
         self.attn = PoolingAttention(
             shape, options, pool_kernel=pool_kernel, class_token=class_token, rngs=rngs
         )
-        self.norm2 = LayerNorm(shape.inner, **norm)
-        self.mlp = Mlp(
-            shape.inner,
-            shape.hidden,
-            options,
-            width_out=shape.width_out,
-            bias_init=init.bias_002,
-            rngs=rngs,
-        )
+        self.norm2 = block_norm(shape.inner, options)
+        self.mlp = Mlp(shape.inner, shape.hidden, options, width_out=shape.width_out, rngs=rngs)
         if shape.width != shape.width_out:
-            self.proj = Linear(
-                shape.width,
-                shape.width_out,
-                kernel_init=init.normal_002,
-                bias_init=init.bias_002,
-                dtype=options.dtype,
-                rngs=rngs,
-            )
+            self.proj = block_linear(shape.width, shape.width_out, options, rngs=rngs)
         self.shape, self.class_tokens = shape, int(class_token)
 
     def __call__(
@@ -265,7 +246,7 @@ class MultiscaleBlock(nnx.Module):
     def _dropped(branch, rate, keys, which):
         if keys is None:
             return branch
-        return drop_path(branch, jax.vmap(lambda key: jax.random.fold_in(key, which))(keys), rate)
+        return drop_path(branch, stream(keys, which), rate)
 
 
 class Stem(nnx.Module):
@@ -300,7 +281,7 @@ class Stem(nnx.Module):
         return rearrange(grid, "b t h w d -> b (t h w) d") + self.bias[...].astype(self.dtype)
 
 
-class MViT(nnx.Module):
+class MViT(Placed):
     """Video -> tokens of any of its blocks.
 
     Parameters of adjacent blocks of equal shape are stacked on a leading axis under the number of
@@ -308,14 +289,14 @@ class MViT(nnx.Module):
 
     Args:
       spec: size.
-      options: how the blocks are built and run; of its fields those that these blocks know: eps,
-        gelu, drop_path, attention, dtype, remat and scan.
+      options: how the blocks are built and run, but for what these blocks do not know: scale and
+        bias of queries and keys, layer scale. Released networks begin with kernel_init "normal"
+        and bias_init 0.02.
       grid: tokens of the stem along (time, height, width).
       tubelet: (frames, rows, columns) by which the stem steps.
       channels: of the video.
       class_token: a learned token in front of the others.
-      positions: "none"; "separable": a table of space, one of time and one for the class token;
-        "joint": one table of all tokens. They are learned and added to the stem's tokens.
+      positions: "none", "separable" or "joint", see `Placed`; beside the relative ones.
       final_norm: end with a LayerNorm.
     """
 
@@ -332,26 +313,15 @@ class MViT(nnx.Module):
         final_norm: bool = False,
         rngs: nnx.Rngs,
     ):
-        if positions not in MVIT_POSITIONS:
-            raise ValueError(
-                f"positions={positions!r}; choose one of {', '.join(map(repr, MVIT_POSITIONS))}"
-            )
         self.patch_embed = Stem(
             spec.stem_kernel, tubelet, channels, spec.width, dtype=options.dtype, rngs=rngs
         )
 
-        def table(rows: int) -> nnx.Param:
-            return nnx.Param(init.normal_002(rngs.params(), (rows, spec.width)))
-
+        super().__init__(
+            spec.width, positions=positions, grid=grid, class_token=class_token, rngs=rngs
+        )
         if class_token:
             self.cls_token = nnx.Param(init.normal_002(rngs.params(), (spec.width,)))
-        if positions == "separable":
-            self.pos_embed_spatial = table(grid[1] * grid[2])
-            self.pos_embed_temporal = table(grid[0])
-            if class_token:
-                self.pos_embed_class = table(1)
-        elif positions == "joint":
-            self.pos_embed = table(math.prod(grid) + class_token)
         shapes = block_shapes(spec, grid)
 
         def build(shape: BlockShape, rngs: nnx.Rngs) -> MultiscaleBlock:
@@ -368,11 +338,8 @@ class MViT(nnx.Module):
         )
         self.final_norm = final_norm
         if final_norm:
-            self.norm = LayerNorm(
-                shapes[-1].width_out, eps=options.eps, dtype=options.dtype, bias=BIAS
-            )
-        self.spec, self.options, self.shapes = spec, options, shapes
-        self.class_token, self.positions = class_token, positions
+            self.norm = block_norm(shapes[-1].width_out, options)
+        self.options, self.shapes = options, shapes
 
     def grid(self, layer: int) -> Grid:
         """Tokens along (time, height, width) after so many blocks; 0: of the stem."""
@@ -433,20 +400,38 @@ class MViT(nnx.Module):
             raise ValueError(f"a clip {video.shape[1:]} has {x.shape[1]} tokens, not {t}x{h}x{w}")
         if hidden is not None:
             x = jnp.where(hidden[..., None], mask_token.astype(x.dtype), x)
-        if self.class_token:
-            token = self.cls_token[...].astype(x.dtype)
-            token = jnp.broadcast_to(token, (x.shape[0], 1, token.shape[-1]))
-            x = jnp.concatenate([token, x], axis=1)
-        if self.positions == "none":
-            return x
-        return (x.astype(jnp.float32) + self._table()).astype(x.dtype)
+        cls_token = self.cls_token[...] if self.class_token else None
+        return self.placed(x, None, grid=(t, h, w), class_token=cls_token)
 
-    def _table(self) -> jax.Array:
-        """Absolute positions of all tokens, float32 [K + N, D]."""
-        if self.positions == "joint":
-            return self.pos_embed[...]
-        space, time = self.pos_embed_spatial[...], self.pos_embed_temporal[...]
-        table = rearrange(time[:, None] + space[None], "t s d -> (t s) d")
-        if not self.class_token:
-            return table
-        return jnp.concatenate([self.pos_embed_class[...], table])
+
+class MViTClassifier(PooledClassifier):
+    """Classifier on a multiscale transformer: `(video [B, T, H, W, C], keys=) -> logits`.
+
+    Args:
+      pooling, num_classes, init_scale, head_dropout: see `PooledClassifier`.
+      spec, options, network: see `MViT`.
+    """
+
+    def __init__(
+        self,
+        spec: MViTSpec,
+        options: StackOptions,
+        *,
+        num_classes: int,
+        pooling: str = "mean",
+        init_scale: float = 0.001,
+        head_dropout: float = 0.0,
+        rngs: nnx.Rngs,
+        **network: Any,
+    ):
+        encoder = MViT(spec, options, final_norm=pooling == "first", rngs=rngs, **network)
+        super().__init__(
+            encoder,
+            encoder.width(spec.depth),
+            options,
+            num_classes=num_classes,
+            pooling=pooling,
+            init_scale=init_scale,
+            head_dropout=head_dropout,
+            rngs=rngs,
+        )

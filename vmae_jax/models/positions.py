@@ -17,9 +17,10 @@ class Placed(nnx.Module):
 
     Args:
       width: D of the tokens.
-      positions: "sincos": fixed, nothing learned. "separable": a table of places in the frame,
-        `pos_embed_spatial` [h*w, D], and one of time slots, `pos_embed_temporal` [t, D], which are
-        added; for the class token `pos_embed_class` [D]. "joint": one table `pos_embed`
+      positions: "none", of networks that know relative ones. "sincos": fixed, nothing learned.
+        "separable": a table of places in the frame, `pos_embed_spatial` [h*w, D], and one of time
+        slots, `pos_embed_temporal` [t, D], which are added; for the class token `pos_embed_class`
+        [D]. "joint": one table `pos_embed`
         [t*h*w, D], with the class token's row in front where there is one. "frozen": a joint table
         that starts at zero and, as in VideoMAE's released code, receives no gradient.
       grid: tokens along (time, height, width) that learned tables are for; unused for "sincos".
@@ -43,7 +44,8 @@ class Placed(nnx.Module):
     ):
         if positions not in POSITIONS:
             raise ValueError(f"positions={positions!r}; choose one of {', '.join(POSITIONS)}")
-        if positions != "sincos" and grid is None:
+        learned = positions not in ("none", "sincos")
+        if learned and grid is None:
             raise ValueError(f"positions={positions!r} need the grid that they are learned for")
         if positions == "separable":
             t, h, w = grid
@@ -57,8 +59,8 @@ class Placed(nnx.Module):
         elif positions == "frozen":
             rows = grid[0] * grid[1] * grid[2] + class_token
             self.pos_embed = nnx.Param(jnp.zeros((rows, width), jnp.float32))
-        self.positions, self.class_token, self.width = positions, class_token, width
-        self.learned_for = None if positions == "sincos" else tuple(grid)
+        self.positions, self.class_token = positions, class_token
+        self.learned_for = tuple(grid) if learned else None
 
     def placed(
         self,
@@ -82,18 +84,21 @@ class Placed(nnx.Module):
         Raises:
           ValueError: a grid that the tables are not for.
         """
-        table, class_row = self._tables(tuple(grid))
-        tokens = add_positions(tokens, table, idx)
+        batch, _, width = tokens.shape
+        table, class_row = self._tables(tuple(grid), width)
+        tokens = tokens if table is None else add_positions(tokens, table, idx)
         if not self.class_token:
             return tokens
         first = class_token if class_row is None else class_token.astype(jnp.float32) + class_row
-        first = jnp.broadcast_to(first.astype(tokens.dtype), (tokens.shape[0], 1, self.width))
+        first = jnp.broadcast_to(first.astype(tokens.dtype), (batch, 1, width))
         return jnp.concatenate([first, tokens], axis=1)
 
-    def _tables(self, grid: Grid):
-        """Positions of the grid's tokens [N, D] and of the class token [D] or None."""
+    def _tables(self, grid: Grid, width: int):
+        """Positions of the grid's tokens [N, D] or None, and of the class token [D] or None."""
+        if self.positions == "none":
+            return None, None
         if self.positions == "sincos":
-            return sincos_table(grid[0] * grid[1] * grid[2], self.width), None
+            return sincos_table(grid[0] * grid[1] * grid[2], width), None
         if grid != self.learned_for:
             raise ValueError(
                 f"positions were learned for tokens on a grid {self.learned_for}, the clip's is "
@@ -101,7 +106,7 @@ class Placed(nnx.Module):
             )
         if self.positions == "separable":
             time, space = self.pos_embed_temporal[...], self.pos_embed_spatial[...]
-            table = (time[:, None] + space).reshape(-1, self.width)
+            table = (time[:, None] + space).reshape(-1, width)
             return table, self.pos_embed_class[...] if self.class_token else None
         table = self.pos_embed[...]
         if self.positions == "frozen":

@@ -10,6 +10,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from vmae_jax.models.layers import SAVED_NAMES, Block, StackOptions
 from vmae_jax.ops.drop_path import drop_path_rates
+from vmae_jax.ops.keys import stream
 from vmae_jax.variants import StackSpec
 
 
@@ -85,8 +86,7 @@ def run_stack(
         block = nnx.merge(graphdef, gathered(params))
         if not dropping:
             return block(x), None
-        layer_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
-        return block(x, rate=rate, keys=layer_keys), None
+        return block(x, rate=rate, keys=stream(keys, index)), None
 
     scan = options.scan and depth > 1
     body = _with_remat(body, options.remat, scan=scan)

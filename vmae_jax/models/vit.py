@@ -7,23 +7,17 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vmae_jax.models import init
+from vmae_jax.models.classifier import PooledClassifier
 from vmae_jax.models.layers import LayerNorm, Linear, StackOptions
 from vmae_jax.models.positions import Placed
 from vmae_jax.models.stack import block_of, build_stack, run_stack
 from vmae_jax.ops.patches import Grid, Tubelet
-from vmae_jax.variants import POOLINGS, StackSpec
+from vmae_jax.variants import StackSpec
 
 
 def patch_values(tubelet: Tubelet, channels: int) -> int:
     """P, the numbers in one patch."""
     return tubelet[0] * tubelet[1] * tubelet[2] * channels
-
-
-def stream(keys: jax.Array | None, which: int) -> jax.Array | None:
-    """Independent keys [B] for one use of the keys [B] of a batch; None stays None."""
-    if keys is None:
-        return None
-    return jax.vmap(lambda key: jax.random.fold_in(key, which))(keys)
 
 
 class ViTEncoder(Placed):
@@ -146,19 +140,12 @@ def with_mask_tokens(tokens: jax.Array, mask_token: jax.Array, count: int) -> ja
     return jnp.concatenate([tokens, masked], axis=1)
 
 
-class Classifier(nnx.Module):
-    """Encoder over all tokens, pooling, linear head.
+class Classifier(PooledClassifier):
+    """Classifier on a vision transformer: `(patches [B, N, P], grid=, keys=) -> logits`.
 
     Args:
-      pooling: "mean": mean over the patches' tokens, then `fc_norm`, no final norm in the encoder;
-        "first": final norm, then token 0, a patch like any other where there is no class token.
-      num_classes: 0 for no head: pooled features are returned.
-      init_scale: factor on the head's initial kernel.
-      head_dropout: rate of the dropout before the head.
-      pooled_eps: epsilon of `fc_norm`; None: that of the blocks. transformers' port has its own.
-      positions, grid, class_token, scheme: see `ViTEncoder`.
-
-    Source: VideoMAE's, VideoMAE V2's and MAE-ST's released fine-tuning models.
+      pooling, num_classes, init_scale, head_dropout, pooled_eps: see `PooledClassifier`.
+      spec, options, values, positions, grid, class_token, scheme: see `ViTEncoder`.
     """
 
     def __init__(
@@ -178,11 +165,7 @@ class Classifier(nnx.Module):
         scheme: init.Scheme = init.SCHEMES["videomae"],
         rngs: nnx.Rngs,
     ):
-        if pooling not in POOLINGS:
-            raise ValueError(f"pooling={pooling!r}; choose one of {', '.join(POOLINGS)}")
-        if not 0.0 <= head_dropout < 1.0:
-            raise ValueError(f"head_dropout={head_dropout} must lie in [0, 1)")
-        self.encoder = ViTEncoder(
+        encoder = ViTEncoder(
             spec,
             options,
             values=values,
@@ -193,47 +176,14 @@ class Classifier(nnx.Module):
             scheme=scheme,
             rngs=rngs,
         )
-        if pooling == "mean":
-            pooled_eps = options.eps if pooled_eps is None else pooled_eps
-            self.fc_norm = LayerNorm(spec.width, eps=pooled_eps, dtype=options.dtype)
-        self.has_head = num_classes > 0
-        if self.has_head:
-            self.head = Linear(
-                spec.width,
-                num_classes,
-                kernel_init=lambda key, shape: init_scale * init.normal_002(key, shape),
-                dtype=options.dtype,
-                rngs=rngs,
-            )
-        self.pooling, self.head_dropout = pooling, head_dropout
-
-    def __call__(
-        self, patches: jax.Array, *, grid: Grid, keys: jax.Array | None = None
-    ) -> jax.Array:
-        """Logits [B, num_classes] in float32 for normalised patches [B, N, P]."""
-        pooled = self.features(patches, grid=grid, keys=stream(keys, 0))
-        return self.logits(pooled, keys=stream(keys, 1))
-
-    @jax.named_scope("encoder")
-    def features(
-        self, patches: jax.Array, *, grid: Grid, keys: jax.Array | None = None
-    ) -> jax.Array:
-        """Pooled features [B, D], the input of the head."""
-        tokens = self.encoder(patches, grid=grid, keys=keys)
-        if self.pooling == "first":
-            return tokens[:, 0]
-        patch_tokens = tokens[:, 1:] if self.encoder.class_token else tokens
-        return self.fc_norm(patch_tokens.astype(jnp.float32).mean(axis=1))
-
-    def logits(self, pooled: jax.Array, *, keys: jax.Array | None = None) -> jax.Array:
-        """Float32 logits [B, num_classes] of pooled features [B, D]; `keys` switch dropout on."""
-        pooled = self._dropout(pooled, keys)
-        logits = self.head(pooled) if self.has_head else pooled
-        return logits.astype(jnp.float32)
-
-    def _dropout(self, pooled, keys):
-        if keys is None or self.head_dropout == 0.0:
-            return pooled
-        keep = 1.0 - self.head_dropout
-        kept = jax.vmap(lambda key: jax.random.bernoulli(key, keep, pooled.shape[1:]))(keys)
-        return jnp.where(kept, pooled / keep, 0.0).astype(pooled.dtype)
+        super().__init__(
+            encoder,
+            spec.width,
+            options,
+            num_classes=num_classes,
+            pooling=pooling,
+            init_scale=init_scale,
+            head_dropout=head_dropout,
+            pooled_eps=pooled_eps,
+            rngs=rngs,
+        )

@@ -74,6 +74,22 @@ def choose_attention(
     return impl
 
 
+def choose_pooled_attention(impl: str) -> str:
+    """The same for stacks whose keys are pooled: as yet XLA alone takes other keys than queries.
+
+    Raises:
+      ValueError: another implementation.
+    """
+    good = ("xla", "xla_f32")
+    if impl == "auto":
+        return "xla"
+    if impl not in good:
+        raise ValueError(
+            f"attention {impl!r} does not take pooled keys; choose auto or one of {', '.join(good)}"
+        )
+    return impl
+
+
 def attention(
     q: jax.Array, k: jax.Array, v: jax.Array, *, scale: float, impl: str = "xla"
 ) -> jax.Array:

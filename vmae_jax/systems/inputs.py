@@ -44,6 +44,11 @@ def drawn_flips(config: ConfigDict, keys: jax.Array) -> jax.Array | None:
     return draw_flips(keys, 0.5 if config.data.flip else 0.0)
 
 
+def normalised_clips(config: ConfigDict, batch: Batch) -> jax.Array:
+    """Whole clips as they come, float32 [B, T, H, W, C], normalised."""
+    return normalise(clips(config, batch), mean=config.data.mean, std=config.data.std)
+
+
 def patches_of(config: ConfigDict, batch: Batch, tubelet: Tubelet) -> jax.Array:
     """All patches of whole clips as they are, float32 [B, N, P], normalised, in order of pixels."""
     patches = patchify(clips(config, batch), tubelet)

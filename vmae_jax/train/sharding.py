@@ -14,16 +14,18 @@ from vmae_jax.config import ConfigError
 
 BATCH_AXES = ("data", "fsdp")
 
-# Stacked blocks have a leading layers axis. The MLP's hidden axis is never split: ViT-g's decoder
-# is 2234 wide there, which no power of two divides.
+# Each entry is about the last axes of a parameter: before them, stacked blocks have an axis of
+# layers, and convolutions those of their window. The MLP's hidden axis is never split: ViT-g's
+# decoder is 2234 wide there, which no power of two divides.
 SHARDING_RULES = (
-    (r"blocks/.*(qkv|proj|fc1)/kernel$", P(None, "fsdp", None)),
-    (r"blocks/.*fc2/kernel$", P(None, None, "fsdp")),
+    (r"blocks/.*(qkv|proj|fc1)/kernel$", P("fsdp", None)),
+    (r"blocks/.*fc2/kernel$", P(None, "fsdp")),
     (r"patch_embed/kernel$", P(None, "fsdp")),
-    (r"(head|encoder_to_decoder)/kernel$", P("fsdp", None)),
-    # Vectors and tables are a thousandth of the parameters; gathering them would cost more than
-    # they save.
+    (r"(head|head/proj|encoder_to_decoder)/kernel$", P("fsdp", None)),
+    # Vectors, tables and depth-wise filters are a thousandth of the parameters; gathering them
+    # would cost more than they save.
     (r"(^|/)(bias|[qkv]_bias|scale|gamma_1|gamma_2|(mask|cls)_token|pos_embed(_\w+)?)$", P()),
+    (r"blocks/.*(rel_pos_[thw]|pool_[qkv]/kernel)$", P()),
 )
 
 
@@ -76,6 +78,7 @@ def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
         if not leaf.shape:
             return NamedSharding(mesh, P())
         spec = rules.match(SHARDING_RULES, path, what="sharding rule")
+        spec = P(*[None] * (leaf.ndim - len(spec)), *spec) if len(spec) else spec
         for axis, name in enumerate(spec):
             if name and leaf.shape[axis] % mesh.shape[name]:
                 raise ConfigError(
