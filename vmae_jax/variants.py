@@ -2,8 +2,10 @@
 
 import dataclasses
 
-# Of a classifier: mean of all tokens and then a norm, or a norm and then the first token.
-POOLINGS = ("mean", "first")
+# Of a classifier: mean of all tokens and then a norm, or a norm and then the first token. Of an
+# encoder alone, without a head, also a norm and then the mean of all tokens.
+TRAINED_POOLINGS = ("mean", "first")
+POOLINGS = (*TRAINED_POOLINGS, "normed")
 
 # Of a stack's tokens: none; a fixed sinusoid; learned tables of space and of time; one learned
 # table; one that is kept as it was loaded.

@@ -59,6 +59,17 @@ def test_a_classifier_is_recognised():
     assert (config.model.pooling, config.model.channels, len(config.data.mean)) == ("first", 1, 1)
 
 
+@pytest.mark.parametrize(("norm", "pooling"), [("encoder/norm", "normed"), ("fc_norm", "mean")])
+def test_an_encoder_alone_is_a_classifier_without_classes(norm, pooling):
+    shapes = blocks("encoder", VIT_VARIANTS["B"]) | {f"{norm}/scale": (768,)}
+    config = config_of(source(shapes))
+    assert (config.system, config.model.num_classes, config.model.pooling) == (
+        "classify",
+        0,
+        pooling,
+    )
+
+
 def test_what_a_config_of_transformers_says_is_taken():
     theirs = {"num_attention_heads": 4, "num_frames": 8, "image_size": [32, 64]}
     processor = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.5, 0.5]}
@@ -90,7 +101,5 @@ def test_what_shapes_do_not_tell_is_an_error():
     shapes = blocks("encoder", StackSpec(100, 2, 5)) | {"head/bias": (5,)}
     with pytest.raises(ConversionError, match="heads of an encoder 100 wide"):
         config_of(source(shapes))
-    with pytest.raises(ConversionError, match="encoder without decoder or classifier"):
-        config_of(source(blocks("encoder", VIT_VARIANTS["B"])))
     with pytest.raises(ConversionError, match="no blocks of an encoder"):
         config_of(source({"head/bias": (5,)}))

@@ -144,7 +144,13 @@ def test_clip_without_label_is_reported_and_teaches_nothing():
 def test_open_number_of_classes_is_an_error():
     config = small_config()
     config.model.num_classes = 0
+    system = systems.build(config)
+    assert system.logits is None
+    keys, batch = jax.random.split(jax.random.key(0), BATCH), clips()
     with pytest.raises(config_lib.ConfigError, match=r"num_classes=0: give at least 2"):
+        system.targets(None, batch, keys)
+    config.model.num_classes = 1
+    with pytest.raises(config_lib.ConfigError, match=r"num_classes=1: give at least 2"):
         systems.build(config)
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors import safe_open
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from vmae_jax import assemble, systems
 from vmae_jax import config as config_lib
@@ -437,6 +437,29 @@ def test_open_model_gives_the_weights_of_a_folder_with_their_recipe(pretrained):
     assert model.class_names == ()
     with pytest.raises(config_lib.ConfigError, match="framess"):
         assemble.open_model(str(source), **{"data.framess": 8})
+
+
+@pytest.mark.parametrize(
+    "target", ["transformers", pytest.param("released", marks=pytest.mark.slow)]
+)
+def test_an_encoder_alone_has_features_and_no_classes(pretrained, finetuned, tmp_path, target):
+    # The bare model of transformers ends with its norm; V2's Hub models with that of the mean.
+    whole = str((pretrained if target == "transformers" else finetuned)[0])
+    assert convert.main([whole, f"--to={target}", f"--out={tmp_path}"]) == 0
+    file, clip = tmp_path / "model.safetensors", {"data.frames": 4, "data.size": (32, 32)}
+    bare = {
+        name.removeprefix("videomae."): array
+        for name, array in load_file(file).items()
+        if name.startswith("videomae.") or target == "released"
+    }
+    save_file({k: v for k, v in bare.items() if not k.startswith("head.")}, file)
+    model = assemble.open_model(str(tmp_path), **clip, **{"model.dtype": "float32"})
+    assert model.system.logits is None and model.class_names == ()
+    video = np.random.default_rng(0).integers(0, 256, (2, 4, 32, 32, 3), np.uint8)
+    expected = assemble.open_model(whole)
+    want = expected.system.encoder.pooled(expected.params, {"video": video})
+    found = model.system.encoder.pooled(model.params, {"video": video})
+    np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-6)
 
 
 def test_open_model_lays_weights_out_on_the_mesh_that_is_set(pretrained):

@@ -16,7 +16,13 @@ from vmae_jax.config.derived import (
 from vmae_jax.config.errors import ConfigError
 from vmae_jax.ops.attention import IMPLEMENTATIONS
 from vmae_jax.ops.patches import TARGET_FRAMES
-from vmae_jax.variants import DECODER_CLASS_TOKENS, INITS, MASK_TOKENS, MVIT_POSITIONS, POOLINGS
+from vmae_jax.variants import (
+    DECODER_CLASS_TOKENS,
+    INITS,
+    MASK_TOKENS,
+    MVIT_POSITIONS,
+    TRAINED_POOLINGS,
+)
 
 PROBES = ("knn", "linear", "attentive")
 
@@ -205,7 +211,7 @@ _MAE_ST: tuple[_Check, ...] = (
 
 _CLASSIFYING: tuple[_Check, ...] = (
     _at_least("model.num_classes", 0),
-    _one_of("model.pooling", *POOLINGS),
+    _one_of("model.pooling", *TRAINED_POOLINGS),
     _fraction("model.head_dropout"),
     _positive("model.head_scale"),
     *(_probability(f"augment.{field}") for field in ("erase", "mix_prob", "switch_prob")),
@@ -215,7 +221,7 @@ _CLASSIFYING: tuple[_Check, ...] = (
 
 _DISTILLING: tuple[_Check, ...] = (
     _tubelet("teacher.tubelet"),
-    _one_of("teacher.pooling", *POOLINGS),
+    _one_of("teacher.pooling", *TRAINED_POOLINGS),
     _positive("distill.temperature"),
     _one_of("distill.times_square", True, False),
     _one_of("distill.teacher_view", "same", "clean"),

@@ -281,7 +281,9 @@ def finetune_defaults(architecture: str = "vit") -> ConfigDict:
         use_mvit(config, MVIT_VARIANTS["S"])
     config.model.num_classes = 0  # 0: as many as the labels of the data have
     config.model.class_names = ()  # by label; (): those of the data, if it has names
-    config.model.pooling = "mean"  # mean (of all tokens, then a norm) | first (norm, then token 0)
+    # mean (of all tokens, then a norm) | first (norm, then token 0). An encoder alone, opened for
+    # its features, may be "normed" (norm, then the mean).
+    config.model.pooling = "mean"
     config.model.head_dropout = 0.0
     config.model.head_scale = 0.001  # factor on the head's initial kernel
     config.model.encoder.drop_path = 0.1

@@ -41,10 +41,11 @@ _HEAD_DIM = 64  # of all published sizes but H (80) and g (88)
 def config_of(source: Source) -> ConfigDict:
     """The recipe of weights: their own where they are ours, else what can be inferred.
 
-    What cannot (data, schedule, masks) has the defaults of pretraining or fine-tuning.
+    What cannot (data, schedule, masks) has the defaults of pretraining or fine-tuning. An encoder
+    alone is a classifier whose number of classes is open: it has features, and no head.
 
     Raises:
-      ConversionError: a size whose number of heads is not known, or an encoder alone.
+      ConversionError: a size whose number of heads is not known.
       ConfigError: a recipe of ours that this version cannot read.
     """
     if "system" in source.config:
@@ -59,15 +60,12 @@ def config_of(source: Source) -> ConfigDict:
             heads = _mae_st_decoder(config, shapes, source)
         config.model.decoder.update(_spec_fields(shapes, "decoder", heads))
         config.masking.normalize_target = theirs.get("norm_pix_loss", True)
-    elif "head/bias" not in shapes:
-        raise ConversionError(
-            f"{source.path} holds an encoder without decoder or classifier, which only training "
-            "can start from (--config.init_from)"
-        )
-    else:
+    elif "head/bias" in shapes:
         config.model.num_classes = shapes["head/bias"][0]
         config.model.class_names = _label_names(theirs)
         config.model.pooling = "first" if "encoder/norm/scale" in shapes else "mean"
+    else:
+        config.model.pooling = "normed" if "encoder/norm/scale" in shapes else "mean"
     config.model.tubelet, config.model.channels = source.tubelet, source.channels
     config.model.class_token = "encoder/cls_token" in shapes
     config.model.key_bias = "encoder/blocks/attn/k_bias" in shapes

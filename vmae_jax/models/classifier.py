@@ -17,11 +17,11 @@ class PooledClassifier(nnx.Module):
 
     Args:
       encoder: makes tokens [B, K + N, D] of its input; K = 1 with a class token in front. Ends with
-        a norm exactly where pooling is "first".
+        a norm exactly where pooling is not "mean".
       width: D.
       options: of the encoder's blocks; eps, bias_init and dtype are those of norm and head too.
       pooling: "mean": mean over the patches' tokens, then `fc_norm`; "first": token 0, a patch like
-        any other where there is no class token.
+        any other where there is no class token; "normed": the mean as it is.
       num_classes: 0 for no head: pooled features are returned.
       init_scale: factor on what the head's kernel and bias begin with.
       head_dropout: rate of the dropout before the head.
@@ -87,7 +87,8 @@ class PooledClassifier(nnx.Module):
         if self.pooling == "first":
             return tokens[:, 0]
         patch_tokens = tokens[:, 1:] if self.encoder.class_token else tokens
-        return self.fc_norm(patch_tokens.astype(jnp.float32).mean(axis=1))
+        pooled = patch_tokens.astype(jnp.float32).mean(axis=1)
+        return self.fc_norm(pooled) if self.pooling == "mean" else pooled
 
     def logits(self, pooled: jax.Array, *, keys: jax.Array | None = None) -> jax.Array:
         """Float32 logits [B, num_classes] of pooled features [B, D]; `keys` switch dropout on."""

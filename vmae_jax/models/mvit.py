@@ -424,7 +424,7 @@ class MViTClassifier(PooledClassifier):
         rngs: nnx.Rngs,
         **network: Any,
     ):
-        encoder = MViT(spec, options, final_norm=pooling == "first", rngs=rngs, **network)
+        encoder = MViT(spec, options, final_norm=pooling != "mean", rngs=rngs, **network)
         super().__init__(
             encoder,
             encoder.width(spec.depth),

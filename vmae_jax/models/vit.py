@@ -169,7 +169,7 @@ class Classifier(PooledClassifier):
             spec,
             options,
             values=values,
-            final_norm=pooling == "first",
+            final_norm=pooling != "mean",
             positions=positions,
             grid=grid,
             class_token=class_token,

@@ -45,23 +45,23 @@ class ClipClassifier:
     choices: Mapping[str, str]
 
 
-def classifier(config: ConfigDict, chip: Chip, group: str = "model") -> ClipClassifier:
+def classifier(
+    config: ConfigDict, chip: Chip, group: str = "model", *, headless: bool = False
+) -> ClipClassifier:
     """The classifier that a group of config fields describes.
 
     Args:
       config: a validated recipe whose number of classes is known.
       chip: what it will run on.
       group: "model", or "teacher" for one that is never trained.
+      headless: whether 0 classes are accepted: there is no head then, and `logits` are what it
+        would see.
 
     Raises:
       ConfigError: the number of classes is open.
     """
-    classes = config.model.num_classes
-    if classes < 2:
-        raise ConfigError(
-            f"config.model.num_classes={classes}: give at least 2, or a labelled data.manifest "
-            "to read it from"
-        )
+    if not (headless and config.model.num_classes == 0):
+        check_classes(config)
     net = _NETWORKS[_architecture(config, group)](config, chip, group)
 
     def pooled(params: Params, batch: Batch) -> jax.Array:
@@ -78,9 +78,18 @@ def classifier(config: ConfigDict, chip: Chip, group: str = "model") -> ClipClas
     )
 
 
+def check_classes(config: ConfigDict) -> None:
+    """Raises ConfigError if the number of classes is open."""
+    if config.model.num_classes < 2:
+        raise ConfigError(
+            f"config.model.num_classes={config.model.num_classes}: give at least 2, or a labelled "
+            "data.manifest to read it from"
+        )
+
+
 def encoder_of(config: ConfigDict, chip: Chip, net: ClipClassifier) -> Encoder:
     """The encoder of the classifier that is trained, for features and probes."""
-    norms = {"final_norm": config.model.pooling == "first", "pooled": net.pooled}
+    norms = {"final_norm": config.model.pooling != "mean", "pooled": net.pooled}
     if _architecture(config, "model") == "mvit":
         return mvit_encoder(config, **norms)
     return vit_encoder(config, chip, **norms)
@@ -146,7 +155,8 @@ def _mvit(config: ConfigDict, chip: Chip, group: str) -> _Network:
             spec, options, rngs=rngs, **_head_fields(config, group), **mvit_fields(config)
         )
     )
-    macs = mvit_macs(config) | {"head": network.shapes["head"]["kernel"].size}
+    head = network.shapes.get("head")
+    macs = mvit_macs(config) | {"head": head["kernel"].size if head else 0}
     return _Network(network.init, network.apply, macs, options.attention)
 
 

@@ -12,20 +12,25 @@ from vmae_jax.models import flops
 from vmae_jax.ops.losses import Ratio, soft_target_cross_entropy
 from vmae_jax.systems.augmented import augmented, smoothed
 from vmae_jax.systems.base import ArraySpec, Batch, Params, System
-from vmae_jax.systems.classifiers import classifier, encoder_of
+from vmae_jax.systems.classifiers import check_classes, classifier, encoder_of
 from vmae_jax.systems.inputs import clip_spec, stream
 
 
 def build(config: ConfigDict, chip: Chip) -> System:
     """The system that a validated config describes, for the chip that it will run on.
 
-    Raises:
-      ConfigError: the number of classes is open.
+    Where the number of classes is open there is no head: an encoder for features, which cannot be
+    trained.
     """
-    net, soft = classifier(config, chip), smoothed(config)
+    net, soft = classifier(config, chip, headless=True), smoothed(config)
 
     def targets(frozen: Params, batch: Batch, keys: jax.Array) -> Batch:
-        """Adds augmented clips and, for each, a distribution over the classes."""
+        """Adds augmented clips and, for each, a distribution over the classes.
+
+        Raises:
+          ConfigError: their number is open.
+        """
+        check_classes(config)
         view = augmented(config, batch, keys)
         return {"video": view.video, "target": view.blended(soft(batch["label"]))}
 
@@ -46,6 +51,6 @@ def build(config: ConfigDict, chip: Chip) -> System:
         train_flops=flops.training_flops(net.macs),
         encoder=encoder_of(config, chip, net),
         together=mixed_clips(config),
-        logits=net.of_batch,
+        logits=net.of_batch if config.model.num_classes else None,
         choices=net.choices,
     )
