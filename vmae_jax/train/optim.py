@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from vmae_jax import rules
@@ -63,7 +64,7 @@ def layer_decay_scales(params: Any, depth: int, decay: float) -> Any:
 
     def scale(path: str, leaf: jax.Array) -> jax.Array:
         if blocks := _BLOCKS.search(path):
-            layers = int(blocks[1] or 0) + 1 + jnp.arange(leaf.shape[0])
+            layers = int(blocks[1] or 0) + 1 + np.arange(leaf.shape[0])
             layers = layers.reshape(-1, *[1] * (leaf.ndim - 1))
         else:
             bottom = ("patch_embed", "pos_embed", "cls_token", "mask_token")
