@@ -1,31 +1,17 @@
-"""Schedules and parameter groups of MAE-ST and MaskFeat, by our functions on our paths.
+"""Schedules and parameter groups of MAE-ST and MaskFeat, by our functions on our paths."""
 
-Only names and the numbers of blocks are translated here: neither decay nor layer-wise rates look at
-the arrays.
-"""
-
-import itertools
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from golden import Case, Comparison
 
-from vmae_jax.convert.engine import unflatten
+from vmae_jax.convert.engine import Table, locate, unflatten
+from vmae_jax.convert.mae_st import mae_st_table
+from vmae_jax.convert.mvit import mvit_table
 from vmae_jax.train.optim import layer_decay_scales, weight_decay_mask
 from vmae_jax.train.schedules import warmup_cosine
-
-_LEAVES = {"weight": "kernel", "bias": "bias"}
-_PLACES = (
-    (r"pred_head\.projections\.0|decoder_pred", "decoder/head"),
-    (r"pred_head\.transforms\.0\.0|decoder_norm", "decoder/norm"),
-    (r"head(\.projection)?", "head"),
-    (r"patch_embed\.proj", "encoder/patch_embed"),
-    (r"decoder_embed", "encoder_to_decoder"),
-    (r"norm", "fc_norm"),
-)
 
 
 def mae_st_schedule(case: Case, result: Comparison) -> None:
@@ -56,49 +42,34 @@ def maskfeat_schedule(case: Case, result: Comparison) -> None:
 
 
 def mae_st_groups(case: Case, result: Comparison, stage: str) -> None:
-    """Blocks are one stack; in pretraining there are two runs, one with decay of norms."""
+    """In pretraining there are two runs, one of which decays the norms too."""
     stages = case.json("param_groups")[stage]
-    for label, groups in [("", stages)] if "params" in stages else list(stages.items()):
-        config, reference = groups["config"], groups["params"]
-        places = {name: _path(name) for name in reference}
+    pretrain = stage == "pretrain"
+    table = mae_st_table((2, 8, 8), norm="encoder/norm" if pretrain else "fc_norm")
+    for label, groups in stages.items() if pretrain else [("", stages)]:
+        config = groups["config"]
         _compare_groups(
             result,
             label,
-            reference,
-            places,
+            groups["params"],
+            table,
             weight_decay=config["weight_decay"],
             layer_decay=config.get("layer_decay", 1.0),
             depth=config.get("depth", 0),
-            tables=stage == "pretrain",
+            tables=pretrain,
             scales=config.get("bias_wd", False),
         )
 
 
 def maskfeat_groups(case: Case, result: Comparison, stage: str) -> None:
-    """Adjacent blocks of equal shapes are one stack, named by its first."""
     groups = case.json("param_groups")[stage]
-    config, reference = groups["config"], groups["params"]
+    config = groups["config"]
     assert config["SOLVER.ZERO_WD_1D_PARAM"] and not config["MVIT.ZERO_DECAY_POS_CLS"]
-    shapes: dict[int, list] = {}
-    for name, entry in reference.items():
-        if block := re.match(r"blocks\.(\d+)\.(.*)", name):
-            shapes.setdefault(int(block[1]), []).append((block[2], entry["shape"]))
-    first = {}
-    for _, alike in itertools.groupby(sorted(shapes), key=lambda i: str(sorted(shapes[i]))):
-        alike = list(alike)
-        first |= dict.fromkeys(alike, alike[0])
-    places = {}
-    for name in reference:
-        path, block = _path(name)
-        if block is not None:
-            group = f"/blocks/{first[block]:02d}/"
-            path, block = path.replace("/blocks/", group), block - first[block]
-        places[name] = path, block
     _compare_groups(
         result,
         "",
-        reference,
-        places,
+        groups["params"],
+        mvit_table(),
         weight_decay=config["SOLVER.WEIGHT_DECAY"],
         layer_decay=config["SOLVER.LAYER_DECAY"],
         depth=config["MVIT.DEPTH"],
@@ -120,43 +91,23 @@ def _compare_rates(case: Case, result: Comparison, number: int, ours, values) ->
     result.array(f"schedule {number}", ours, np.asarray(values), **tolerance)
 
 
-def _path(name: str) -> tuple[str, int | None]:
-    """Our path of a published name, and its block (None: in none)."""
-    stem, _, leaf = name.rpartition(".")
-    if block := re.match(r"(decoder_)?blocks\.(\d+)\.(.+)", stem):
-        stack = "decoder/blocks" if block[1] else "encoder/blocks"
-        inner = block[3].replace(".", "/")
-        if re.fullmatch(r"attn/[qkv]", inner):
-            inner, leaf = ("attn/qkv", leaf) if leaf == "weight" else ("attn", f"{inner[-1]}_bias")
-        return f"{stack}/{inner}/{_leaf(inner, leaf)}", int(block[2])
-    if not stem:
-        prefix, bare = re.fullmatch(r"(decoder_)?(.+)", leaf).groups()
-        if bare == "mask_token":
-            return bare, None
-        return f"{'decoder' if prefix else 'encoder'}/{bare}", None
-    place = next(ours for theirs, ours in _PLACES if re.fullmatch(theirs, stem))
-    return f"{place}/{_leaf(place, leaf)}", None
-
-
-def _leaf(module: str, leaf: str) -> str:
-    if leaf == "weight" and re.search(r"norm(_?[qkv12])?$", module):
-        return "scale"
-    return _LEAVES.get(leaf, leaf)
-
-
 def _compare_groups(
     result: Comparison,
     label: str,
     reference: Mapping,
-    places: Mapping[str, tuple[str, int | None]],
+    table: Table,
     *,
     weight_decay: float,
     layer_decay: float,
     depth: int,
     **decaying: bool,
 ) -> None:
-    blocks = {path: [b for p, b in places.values() if p == path] for path, _ in places.values()}
-    params = unflatten({path: np.ones(_stacked(numbers)) for path, numbers in blocks.items()})
+    """Decay and layer-wise rate of every published name; neither looks into the arrays."""
+    places = {name: _place(name, table) for name in reference}
+    rows: dict[str, int | None] = {}
+    for path, block in places.values():
+        rows[path] = None if block is None else max(block + 1, rows.get(path, 0))
+    params = unflatten({path: np.ones(() if n is None else n) for path, n in rows.items()})
     decays = weight_decay_mask(params, **decaying)
     with jax.enable_x64(True):
         scales = layer_decay_scales(params, depth, layer_decay)
@@ -168,8 +119,10 @@ def _compare_groups(
         result.array(f"lr_scale:{label}:{name}", ours, wanted["lr_scale"], rtol=1e-9, atol=0)
 
 
-def _stacked(numbers: Iterable[int | None]) -> tuple[int, ...]:
-    return () if None in numbers else (max(numbers) + 1,)
+def _place(name: str, table: Table) -> tuple[str, int | None]:
+    """Our path, and the row of a stack there; blocks that name their stack are one each."""
+    path, block = locate(name, table)
+    return (path.replace("{i}", f"{block:02d}"), 0) if "{i}" in path else (path, block)
 
 
 def _at(tree, path: str):
