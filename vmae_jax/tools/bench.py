@@ -92,40 +92,63 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+class LiveStep:
+    """The real train step of a recipe (masks, targets, loss, gradient, AdamW), ready to be run.
+
+    Attributes:
+      system: of the recipe.
+      compiled: the program.
+      compile_s: seconds that the compiler took.
+    """
+
+    def __init__(self, config: ConfigDict, *, clips: int):
+        """Compiles it, and puts a state and random clips on the devices.
+
+        Args:
+          config: recipe; its batch is replaced by `clips`.
+          clips: clips per step over all devices.
+        """
+        self.system = systems.build(config)
+        run = assemble.make_run(config, config_lib.plan(config, config.train.batch_videos))
+        mesh = make_mesh(run.fsdp)
+        rng = np.random.default_rng(0)
+        with jax.set_mesh(mesh):
+            init = make_init(self.system.init, run.tx, ema=bool(run.options.ema_decay))
+            self._key = jax.random.key(0)
+            layout = state_shardings(jax.eval_shape(init, self._key), mesh)
+            self._state = jax.jit(init, out_shardings=layout)(self._key)
+            self._frozen = place_frozen(self.system, mesh, self._key)
+            batch = _random_batch(self.system, clips, rng)
+            self._batch = jax.device_put(batch, batch_sharding(mesh))
+            step = make_train_step(self.system, run.tx, run.schedule, run.options)
+            begin = time.perf_counter()
+            lowered = lower_step(step, self._state, self._frozen, self._batch, self._key)
+            self.compiled = lowered.compile()
+            self.compile_s = time.perf_counter() - begin
+
+    def run(self) -> dict[str, jax.Array]:
+        """Takes one step and waits for it; returns its metrics."""
+        self._state, values = self.compiled(self._state, self._frozen, self._batch, self._key)
+        return jax.block_until_ready(values)
+
+
 def bench_step(config: ConfigDict, *, clips: int, steps: int, warmup: int) -> dict[str, Any]:
-    """Times the real train step (masks, targets, loss, gradient, AdamW) on random clips.
+    """Times train steps on random clips.
 
     Args:
-      config: recipe; its batch is replaced by `clips`.
-      clips: clips per step over all devices.
+      config, clips: see `LiveStep`.
       steps: timed steps.
       warmup: steps before the clock starts.
 
     Returns:
       seconds per step (median, p95), rates, FLOPs, memory and compile time.
     """
-    system = systems.build(config)
-    run = assemble.make_run(config, config_lib.plan(config, config.train.batch_videos))
-    mesh = make_mesh(run.fsdp)
-    rng = np.random.default_rng(0)
-    with jax.set_mesh(mesh):
-        init = make_init(system.init, run.tx, ema=bool(run.options.ema_decay))
-        key = jax.random.key(0)
-        layout = state_shardings(jax.eval_shape(init, key), mesh)
-        state = jax.jit(init, out_shardings=layout)(key)
-        frozen = place_frozen(system, mesh, key)
-        batch = jax.device_put(_random_batch(system, clips, rng), batch_sharding(mesh))
-        train_step = make_train_step(system, run.tx, run.schedule, run.options)
+    step, seconds = LiveStep(config, clips=clips), []
+    for i in range(warmup + steps):
         begin = time.perf_counter()
-        compiled = lower_step(train_step, state, frozen, batch, key).compile()
-        compile_s = time.perf_counter() - begin
-        seconds = []
-        for i in range(warmup + steps):
-            begin = time.perf_counter()
-            state, values = compiled(state, frozen, batch, key)
-            jax.block_until_ready(values)
-            if i >= warmup:
-                seconds.append(time.perf_counter() - begin)
+        values = step.run()
+        if i >= warmup:
+            seconds.append(time.perf_counter() - begin)
     median = float(np.median(seconds))
     rate = clips / median / jax.device_count()
     peak = metrics.chip_peak_flops(config.train.peak_tflops)
@@ -133,11 +156,11 @@ def bench_step(config: ConfigDict, *, clips: int, steps: int, warmup: int) -> di
         "step_s": median,
         "step_s_p95": float(np.percentile(seconds, 95)),
         "clips_per_s_per_chip": rate,
-        "gmac_forward_per_clip": sum(system.macs.values()) / 1e9,
-        "tflops_per_chip": rate * system.train_flops / 1e12,
-        "mfu": rate * system.train_flops / peak if peak else None,
-        "memory_gib": metrics.device_memory_gib() or _compiled_gib(compiled),
-        "compile_s": compile_s,
+        "gmac_forward_per_clip": sum(step.system.macs.values()) / 1e9,
+        "tflops_per_chip": rate * step.system.train_flops / 1e12,
+        "mfu": rate * step.system.train_flops / peak if peak else None,
+        "memory_gib": metrics.device_memory_gib() or _compiled_gib(step.compiled),
+        "compile_s": step.compile_s,
         "loss": float(values["loss"]),
     }
 
