@@ -12,6 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vmae_jax import config as config_lib
+from vmae_jax.convert import mae_st
 from vmae_jax.convert.engine import ConversionError
 from vmae_jax.convert.sources import Source
 from vmae_jax.variants import (
@@ -94,9 +95,10 @@ def _defaults_for(shapes: _Shapes, pretraining: bool) -> ConfigDict:
     return config_lib.mae_st_finetune_defaults() if mae_st else config_lib.finetune_defaults()
 
 
-def _mae_st_decoder(config: ConfigDict, shapes: _Shapes, source: Source) -> int:
-    """Sets what the two released implementations do otherwise; returns the decoder's heads."""
-    repository = "decoder/cls_token" in shapes
+def _mae_st_decoder(config: ConfigDict, shapes: _Shapes, source: Source) -> int | None:
+    """Sets what the two released implementations do otherwise; returns the decoder's heads, if it
+    is as wide as theirs."""
+    repository = source.family == mae_st.REPOSITORY or mae_st.of_repository(shapes)
     config.model.init = "mae_st" if repository else "slowfast"
     has_class = "encoder/cls_token" in shapes
     own_or_handed_on = "own" if repository else "encoder"

@@ -69,7 +69,8 @@ def starting_policy(template: Params) -> Policy:
     """How strict to be where training starts from given weights."""
     if "decoder" in template:
         return PRETRAINING
-    return CLASSIFIER_WITH_NORM if "cls_token" in template["encoder"] else CLASSIFIER
+    marks = {"encoder/cls_token", "encoder/blocks/attn/k_bias"}
+    return CLASSIFIER if marks.isdisjoint(flatten(template)) else CLASSIFIER_WITH_NORM
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,12 +25,22 @@ LICENCE = (
 # Any of these beside a video model's patch embedding tells MAE-ST from VideoMAE.
 _MARKS = {"cls_token", "pos_embed_spatial", "blocks.0.attn.q.weight"}
 _SLOWFAST_DECODER = "pred_head.transforms.0"
+REPOSITORY, SLOWFAST = "MAE-ST", "MAE-ST (PySlowFast)"  # names of the tables
 
 
 def is_mae_st(names: Collection[str]) -> bool:
     """Whether foreign names, without wrappers' prefixes, are MAE-ST's."""
     multiscale = any(".pool_" in name or ".rel_pos_" in name for name in names)
     return not multiscale and not _MARKS.isdisjoint(names)
+
+
+def of_repository(paths: Collection[str]) -> bool:
+    """Whether a pretraining network, by our paths, is the repository's rather than PySlowFast's.
+
+    Its decoder has a class token and tables of space and of time of its own; PySlowFast's has the
+    encoder's class token and one table.
+    """
+    return "decoder/cls_token" in paths or "decoder/pos_embed_spatial" in paths
 
 
 def table_of_names(names: Collection[str], tubelet: Tubelet, channels: int = 3) -> Table:
@@ -54,8 +64,7 @@ def table_of_paths(paths: Collection[str], blocks: int, tubelet: Tubelet, channe
       blocks: of the decoder, if there is one.
       tubelet, channels: of the patch embedding.
     """
-    # PySlowFast's decoder has the encoder's class token; the repository's has its own.
-    slowfast = "decoder/head/kernel" in paths and "decoder/cls_token" not in paths
+    slowfast = "decoder/head/kernel" in paths and not of_repository(paths)
     return mae_st_table(
         tubelet,
         channels,
@@ -89,7 +98,7 @@ def mae_st_table(
             *linear_rules("pred_head.projections.0", "decoder/head"),
         )
     return Table(
-        name="MAE-ST" if slowfast_blocks is None else "MAE-ST (PySlowFast)",
+        name=REPOSITORY if slowfast_blocks is None else SLOWFAST,
         rules=(
             Rule(
                 "patch_embed.proj.weight",
