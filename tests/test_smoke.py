@@ -57,8 +57,9 @@ def teacher(name, folder):
 
 @pytest.mark.parametrize("name", list(_recipes()))
 def test_smoke_of_every_config_trains_and_saves(name, videos, tmp_path):
-    # Fewer steps than the miniature's own, to keep the default tests short.
+    # Fewer steps and videos than the miniature's own, to keep the default tests short.
     flags = ["--config.train.steps=3", "--config.data.workers=0"]
+    flags += [] if name.endswith(("_ft", "_distill")) else ["--config.train.batch_videos=1"]
     draws = name in ("demo", "v2_vitg")  # one of each kind of target
     flags += ["--config.train.picture_every=3"] if draws else []
     if name.endswith("_distill"):
