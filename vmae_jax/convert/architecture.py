@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 
 from vmae_jax import config as config_lib
 from vmae_jax.convert import mae_st
-from vmae_jax.convert.engine import ConversionError
+from vmae_jax.convert.engine import ConversionError, blocks_of
+from vmae_jax.convert.mvit import spec_of
 from vmae_jax.convert.sources import Source
 from vmae_jax.variants import (
     GIANT_MLP_RATIO,
@@ -53,6 +54,8 @@ def config_of(source: Source) -> ConfigDict:
         return config_lib.from_mapping(source.config)
     pretraining, theirs = source.pretraining, source.config
     shapes = {path: array.shape for path, array in source.arrays.items()}
+    if blocks_of(shapes):
+        return _multiscale(source, shapes)
     config = _defaults_for(shapes, pretraining).unlock()
     config.model.encoder.update(_spec_fields(shapes, "encoder", theirs.get("num_attention_heads")))
     if pretraining:
@@ -61,12 +64,8 @@ def config_of(source: Source) -> ConfigDict:
             heads = _mae_st_decoder(config, shapes, source)
         config.model.decoder.update(_spec_fields(shapes, "decoder", heads))
         config.masking.normalize_target = theirs.get("norm_pix_loss", True)
-    elif "head/bias" in shapes:
-        config.model.num_classes = shapes["head/bias"][0]
-        config.model.class_names = _label_names(theirs)
-        config.model.pooling = "first" if "encoder/norm/scale" in shapes else "mean"
     else:
-        config.model.pooling = "normed" if "encoder/norm/scale" in shapes else "mean"
+        _set_head(config, source, shapes)
     config.model.tubelet, config.model.channels = source.tubelet, source.channels
     config.model.class_token = "encoder/cls_token" in shapes
     config.model.key_bias = "encoder/blocks/attn/k_bias" in shapes
@@ -83,6 +82,33 @@ def config_of(source: Source) -> ConfigDict:
         elif source.channels == 1:
             config.data[field] = (sum(config.data[field]) / 3,)
     return config.lock()
+
+
+def _multiscale(source: Source, shapes: _Shapes) -> ConfigDict:
+    """The recipe of a network whose blocks differ."""
+    spec, grid = spec_of(shapes)
+    system = "maskfeat" if source.pretraining else "classify"
+    config = config_lib.defaults_of(system, "mvit").unlock()
+    config.model.encoder = config_lib.mvit(spec)
+    if not source.pretraining:
+        _set_head(config, source, shapes)
+    config.model.channels = shapes["encoder/patch_embed/kernel"][3]
+    config.model.class_token = "encoder/cls_token" in shapes
+    config.model.positions = _positions(shapes, "encoder") or "none"
+    frames, *size = (n * step for n, step in zip(grid, config.model.tubelet, strict=True))
+    config.data.frames, config.data.size = frames, tuple(size)
+    return config.lock()
+
+
+def _set_head(config: ConfigDict, source: Source, shapes: _Shapes) -> None:
+    """Sets what a classifier's head tells, and where its norm lies."""
+    normed = "encoder/norm/scale" in shapes
+    if "head/bias" in shapes:
+        config.model.num_classes = shapes["head/bias"][0]
+        config.model.class_names = _label_names(source.config)
+        config.model.pooling = "first" if normed else "mean"
+    else:
+        config.model.pooling = "normed" if normed else "mean"
 
 
 def _defaults_for(shapes: _Shapes, pretraining: bool) -> ConfigDict:

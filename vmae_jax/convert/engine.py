@@ -274,6 +274,24 @@ def regrouped(
     return {path: array for path, array in arrays.items() if path not in used} | joined
 
 
+def blocks_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[int, dict[str, tuple[int, ...]]]:
+    """Shapes of the parameters of each block of an encoder whose blocks are stacked in groups.
+
+    Args:
+      shapes: our path -> shape.
+
+    Returns:
+      number of the block -> path inside it -> shape there.
+    """
+    blocks: dict[int, dict[str, tuple[int, ...]]] = {}
+    for path, (count, *shape) in ((p, s) for p, s in shapes.items() if _GROUP.search(p)):
+        _, _, rest = path.partition("blocks/")
+        first, _, inside = rest.partition("/")
+        for number in range(int(first), int(first) + count):
+            blocks.setdefault(number, {})[inside] = tuple(shape)
+    return blocks
+
+
 def locate(name: str, table: Table) -> tuple[str, int | None]:
     """Our path and the block number (None: not in a block) of one foreign name.
 

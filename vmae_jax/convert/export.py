@@ -107,6 +107,8 @@ def transformers_config(arrays: Mapping[str, np.ndarray], config: ConfigDict) ->
     Raises:
       ConversionError: a model that its classes cannot hold.
     """
+    if config.model.architecture != "vit":
+        raise ConversionError("transformers' VideoMAE has no multiscale network")
     model, data = config.model, config.data
     pretraining = _pretraining(arrays)
     if not pretraining and "head/bias" not in arrays:

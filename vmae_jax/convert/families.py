@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from vmae_jax.convert import mae_st, videomae
+from vmae_jax.convert import mae_st, mvit, videomae
 from vmae_jax.convert.engine import Arrays, ConversionError, Table, listed
 from vmae_jax.ops.patches import Tubelet
 
@@ -39,7 +39,7 @@ def recognise(source: Arrays) -> Family:
     if embedding is None:
         raise ConversionError(
             "none of the names is the patch embedding of a known family (released VideoMAE, "
-            "VideoMAE V2 and MAE-ST, transformers' VideoMAE); the first are "
+            "VideoMAE V2, MAE-ST, MaskFeat and MViTv2, transformers' VideoMAE); the first are "
             f"{listed(list(source), 4)}"
         )
     shape = source[names[embedding]].shape
@@ -49,6 +49,9 @@ def recognise(source: Arrays) -> Family:
             "over frames, rows and columns, with five axes"
         )
     tubelet, channels = tuple(shape[2:]), shape[1]
+    if mvit.is_mvit(names):
+        table = mvit.mvit_table(mvit.pooling_of(source))
+        return Family(table, mvit.LICENCE, mvit.TUBELET, channels)
     if mae_st.is_mae_st(names):
         table = mae_st.table_of_names(names, tubelet, channels)
         return Family(table, mae_st.LICENCE, tubelet, channels)
@@ -64,6 +67,8 @@ def released_table(arrays: Mapping[str, np.ndarray], tubelet: Tubelet, channels:
       tubelet: (frames, rows, columns) of a patch.
       channels: of the video.
     """
+    if "encoder/blocks/00/attn/pool_q/kernel" in arrays:
+        return mvit.mvit_table("first" if "encoder/norm/scale" in arrays else "mean")
     pretraining = "decoder/head/kernel" in arrays
     if "encoder/blocks/attn/k_bias" in arrays:
         blocks = len(arrays["decoder/blocks/norm1/scale"]) if pretraining else 0

@@ -67,7 +67,7 @@ CLASSIFIER_WITH_NORM = dataclasses.replace(CLASSIFIER, moved=(("encoder/norm/", 
 
 def starting_policy(template: Params) -> Policy:
     """How strict to be where training starts from given weights."""
-    if "decoder" in template:
+    if "mask_token" in template:
         return PRETRAINING
     marks = {"encoder/cls_token", "encoder/blocks/attn/k_bias"}
     return CLASSIFIER if marks.isdisjoint(flatten(template)) else CLASSIFIER_WITH_NORM

@@ -3,24 +3,39 @@
 The supervised MViTv2 of the same code has the same names, with the width growing in the attention.
 """
 
+import itertools
+from collections.abc import Collection, Mapping
+
 from einops import rearrange
 
 from vmae_jax.convert.engine import (
     POSITIONS,
     TOKEN,
     Arrays,
+    ConversionError,
     Layout,
     Rule,
     Table,
+    blocks_of,
     linear_rules,
     norm_rules,
 )
 from vmae_jax.convert.videomae import PREFIXES
+from vmae_jax.models.mvit import block_shapes
+from vmae_jax.ops.patches import Grid
+from vmae_jax.variants import MViTSpec
 
 LICENCE = (
     "PySlowFast's code: Apache-2.0; no licence of the weights of its MaskFeat and MViTv2 is stated "
     "beside them"
 )
+# Steps of the stem in all released networks; its kernel, which is larger, does not tell them.
+TUBELET = (2, 4, 4)
+
+
+def is_mvit(names: Collection[str]) -> bool:
+    """Whether foreign names, without wrappers' prefixes, are those of such a network."""
+    return any(".attn.pool_q." in name for name in names)
 
 
 def mvit_table(pooling: str = "mean") -> Table:
@@ -61,6 +76,63 @@ def pooling_of(source: Arrays) -> str:
     """
     shapes = [a.shape for name, a in source.items() if name.endswith(".attn.qkv.weight")]
     return "first" if any(rows != 3 * columns for rows, columns in shapes) else "mean"
+
+
+def spec_of(shapes: Mapping[str, tuple[int, ...]]) -> tuple[MViTSpec, Grid]:
+    """Size of a network and grid of its stem, as far as arrays by our paths tell them.
+
+    The strides of queries are those of the released networks (halving the grid in each stage but
+    the first, or not in the last, as in pretraining) under which tables of relative positions have
+    the lengths that they have.
+
+    Raises:
+      ConversionError: there are none.
+    """
+    blocks = blocks_of(shapes)
+    try:
+        sizes = [
+            {name: block[path] for name, path in _SIZES.items()}
+            for _, block in sorted(blocks.items())
+        ]
+    except KeyError as error:
+        raise ConversionError(
+            f"a block has no {error.args[0]}: this is a multiscale network without the parts of "
+            "MViTv2 (pooling of queries, keys and values, relative positions of time and space)"
+        ) from error
+    inner = [block["qkv"][1] // 3 for block in sizes]
+    if grows := any(block["qkv"][0] != i for block, i in zip(sizes, inner, strict=True)):
+        firsts = [n for n, block in enumerate(sizes) if block["qkv"][0] != inner[n]]
+    else:
+        firsts = [n + 1 for n, block in enumerate(sizes) if block["fc2"][1] != inner[n]]
+    ends = [*firsts, len(sizes)]
+    t, h, w = ((sizes[0][f"rel_pos_{axis}"][0] + 1) // 2 for axis in "thw")
+    for halves in itertools.product((2, 1), repeat=len(firsts)):
+        spec = MViTSpec(
+            width=sizes[0]["qkv"][0],
+            depths=tuple(end - first for first, end in zip([0, *firsts], ends, strict=True)),
+            heads=inner[0] // sizes[0]["pool_q"][-1],
+            mlp_ratio=sizes[0]["fc1"][1] / inner[0],
+            strides=((1, 1, 1), *((1, half, half) for half in halves)),
+            stem_kernel=shapes["encoder/patch_embed/kernel"][:3],
+            pool_kernel=sizes[0]["pool_q"][:3],
+            grow_in="attention" if grows else "mlp",
+        )
+        rows = [tuple(block[f"rel_pos_{axis}"][0] for axis in "thw") for block in sizes]
+        if [shape.rows for shape in block_shapes(spec, (t, h, w))] == rows:
+            return spec, (t, h, w)
+    raise ConversionError(
+        "the tables of relative positions have the lengths of no released network; give a config "
+        "that says its strides (--config=config.json)"
+    )
+
+
+_SIZES = {
+    "qkv": "attn/qkv/kernel",
+    "pool_q": "attn/pool_q/kernel",
+    "fc1": "mlp/fc1/kernel",
+    "fc2": "mlp/fc2/kernel",
+    **{f"rel_pos_{axis}": f"attn/rel_pos_{axis}" for axis in "thw"},
+}
 
 
 def _block_rules(t: str, o: str) -> tuple[Rule, ...]:

@@ -39,6 +39,9 @@ def stacked(build: Callable[[nnx.Rngs], nnx.Module], depth: int, *, rngs: nnx.Rn
         return build(nnx.Rngs(params=key))
 
     keys = jax.random.split(rngs.params(), depth)
+    if depth == 1:  # the same, built once instead of twice
+        graphdef, state = nnx.split(keyed(keys[0]))
+        return nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[None], state))
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: keyed(jax.random.key(0))))
     return nnx.merge(graphdef, jax.vmap(lambda key: nnx.state(keyed(key)))(keys))
 

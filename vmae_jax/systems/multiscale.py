@@ -1,5 +1,6 @@
 """From config fields to multiscale networks, and to their encoder of whole clips."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ from ml_collections import ConfigDict
 
 from vmae_jax.config import ConfigError, clip_grid, mvit_spec
 from vmae_jax.models import flops
-from vmae_jax.models.functional import functional
+from vmae_jax.models.functional import Functional, functional
 from vmae_jax.models.init import SCHEMES
 from vmae_jax.models.layers import StackOptions
 from vmae_jax.models.mvit import MViT, block_shapes
@@ -79,14 +80,16 @@ def mvit_encoder(
     """
     spec = mvit_spec(config)
     shapes, first = block_shapes(spec, clip_grid(config)), int(config.model.class_token)
-    network = functional(
-        lambda rngs: MViT(
-            spec, mvit_options(config), final_norm=final_norm, rngs=rngs, **mvit_fields(config)
+    options, fields = mvit_options(config), mvit_fields(config)
+
+    @functools.cache  # building it takes a while, and training does not ask for it
+    def network() -> Functional:
+        return functional(
+            lambda rngs: MViT(spec, options, final_norm=final_norm, rngs=rngs, **fields)
         )
-    )
 
     def tokens(params: Params, batch: Batch, layer: int) -> jax.Array:
-        encoded = network.apply(
+        encoded = network().apply(
             params["encoder"],
             normalised_clips(config, batch),
             layer=None if layer == spec.depth else layer,
