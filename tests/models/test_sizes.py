@@ -9,7 +9,7 @@ from vmae_jax.models.functional import functional
 from vmae_jax.models.layers import StackOptions
 from vmae_jax.models.mae import MaskedAutoencoder
 from vmae_jax.models.vit import Classifier, patch_values
-from vmae_jax.variants import VIDEOMAE_DECODERS, VIDEOMAE_V2_DECODERS, VIT_VARIANTS
+from vmae_jax.variants import MAE_ST_DECODER, VIDEOMAE_DECODERS, VIDEOMAE_V2_DECODERS, VIT_VARIANTS
 
 PATCH_16, PATCH_14 = patch_values((2, 16, 16), 3), patch_values((2, 14, 14), 3)
 
@@ -121,6 +121,24 @@ def test_classifier_macs_are_the_published_ones(variant, published):
         VIT_VARIANTS[variant], tokens=1568, values=PATCH_16, num_classes=400
     )
     assert sum(parts.values()) / 1e9 == pytest.approx(published, rel=0.002)
+
+
+@pytest.mark.parametrize(("masks_in_encoder", "counted"), [(False, 81.5), (True, 628)])
+def test_mae_st_macs_are_the_counted_ones(masks_in_encoder, counted):
+    # reference/mae_st.md 1.8, counting as the paper does: it says 81.0 and 627.5
+    parts = flops.mae_macs(
+        VIT_VARIANTS["L"],
+        MAE_ST_DECODER,
+        visible=156,
+        targets=1412,
+        values=PATCH_16,
+        target_values=PATCH_16 // 2,
+        embedded=1568,
+        class_tokens=1,
+        decoder_class_tokens=1,
+        masks_in_encoder=masks_in_encoder,
+    )
+    assert sum(parts.values()) / 1e9 == pytest.approx(counted, rel=0.001)
 
 
 def test_training_flops_follow_the_rule():
