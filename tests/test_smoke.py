@@ -22,11 +22,12 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def _recipes():
-    """All recipes; those that differ from an earlier one in sizes alone are marked slow."""
+    """All recipes; those of images or other than an earlier one in sizes alone are marked slow."""
     seen = set()
     for path in sorted((ROOT / "configs").glob("*.py")):
         program = _program(load_config(f"{path}:smoke"))
-        yield pytest.param(path.stem, marks=[pytest.mark.slow] if program in seen else [])
+        slow = program in seen or "_image_" in path.stem
+        yield pytest.param(path.stem, marks=[pytest.mark.slow] if slow else [])
         seen.add(program)
 
 

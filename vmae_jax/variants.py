@@ -139,3 +139,8 @@ MVIT_VARIANTS = {
     "S": MViTSpec(96, (1, 2, 11, 2), 1),
     "L": MViTSpec(144, (2, 6, 36, 4), 2),
 }
+
+
+def without_last_stride(spec: MViTSpec) -> MViTSpec:
+    """The network that MaskFeat pretrains: its last stage keeps the grid of the one before."""
+    return dataclasses.replace(spec, strides=(*spec.strides[:-1], (1, 1, 1)))

@@ -1,14 +1,73 @@
-"""Runs golden cases of MaskFeat's targets and masks through our code, in float32."""
+"""Runs golden cases of MaskFeat's network, targets and masks through our code, in float32."""
 
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from golden import Case, Comparison
+from mvit_cases import OPTIONS, fields_of, spec_of
+from videomae_cases import compare, imported
 
-from vmae_jax.ops.block_masks import cell_masks, cells_to_hide
-from vmae_jax.ops.hog import hog
+from vmae_jax.convert.mvit import mvit_table
+from vmae_jax.models.functional import functional
+from vmae_jax.models.maskfeat import MaskedFeatures
+from vmae_jax.models.mvit import MViT, block_shapes
+from vmae_jax.ops.block_masks import cell_masks, cells_to_hide, to_tokens
+from vmae_jax.ops.hog import hog, hog_targets
+from vmae_jax.ops.losses import masked_mse, whole_patch_targets
+from vmae_jax.ops.patches import patchify
+
+
+def pretrain(case: Case, result: Comparison) -> None:
+    config, inputs, weights = case.config, case.arrays("inputs"), case.arrays("weights")
+    spec, fields = spec_of(config), fields_of(config)
+    clip = jnp.asarray(rearrange(inputs["clip"], "b c t h w -> b t h w c"))
+    last = block_shapes(spec, fields["grid"])[-1]
+
+    def build(rngs):
+        encoder = MViT(spec, OPTIONS, rngs=rngs, **fields)
+        return MaskedFeatures(
+            encoder,
+            class_token=fields["class_token"],
+            stem_width=encoder.width(0),
+            width=last.width_out,
+            values=weights["pred_head.projections.0.bias"].size,
+            options=OPTIONS,
+            rngs=rngs,
+        )
+
+    net, table = functional(build), mvit_table()
+    params = imported(weights, table, net)
+    patch = tuple(a // b for a, b in zip(clip.shape[1:4], last.grid_out, strict=True))
+    if config["MASK.PRED_HOG"]:
+        target = hog_targets(clip, patch)
+    else:
+        patches = patchify(clip[:, :: patch[0]], (1, *patch[1:]))
+        target = whole_patch_targets(patches, normalize=True)
+    stem_hidden = to_tokens(jnp.asarray(inputs["mask"]), fields["grid"])
+    hidden = to_tokens(jnp.asarray(inputs["mask"]), last.grid_out)
+    chosen = np.nonzero(hidden)
+
+    def run(params):
+        module = net.module(params)
+        pred = module(clip, stem_hidden)
+        total, count = masked_mse(pred, target, hidden)
+        outputs = {
+            "patch_embed": module.encoder.patch_embed(clip),
+            "block_out": module.encoder(
+                clip, hidden=stem_hidden, mask_token=module.mask_token[...]
+            ),
+            "feat_mask_0": hidden,
+            "pred_0": pred[chosen],
+            "target_0": target[chosen],
+            "loss_0": total / count,
+            "loss": total / count,
+        }
+        return outputs["loss"], outputs
+
+    compare(case, result, run, params, table)
 
 
 def histograms(case: Case, result: Comparison) -> None:

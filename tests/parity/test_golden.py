@@ -37,6 +37,7 @@ MAE_ST = {
 }
 MASKFEAT = {
     "finetune": mvit_cases.finetune,
+    "pretrain": maskfeat_cases.pretrain,
     "HOG layer": maskfeat_cases.histograms,
     "mask generator": maskfeat_cases.mask_generators,
     "schedule": optim_cases.maskfeat_schedule,

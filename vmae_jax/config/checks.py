@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from vmae_jax.config.defaults import defaults_of
 from vmae_jax.config.derived import (
     clip_grid,
+    mask_cells,
     mixed_clips,
     mvit_spec,
     rows_of_a_batch,
@@ -209,6 +210,12 @@ _MAE_ST: tuple[_Check, ...] = (
     _one_of("masking.mask_tokens", *MASK_TOKENS),
 )
 
+_MASKFEAT: tuple[_Check, ...] = (
+    *_PRETRAINING,
+    _one_of("masking.target", "hog", "pixels"),
+    *(_at_least(f"masking.{field}", 1) for field in ("hog_bins", "hog_cell")),
+)
+
 _CLASSIFYING: tuple[_Check, ...] = (
     _at_least("model.num_classes", 0),
     _one_of("model.pooling", *TRAINED_POOLINGS),
@@ -247,6 +254,7 @@ _CHECKS_OF = {
     "mae_st": _PRETRAINING + _MAE_ST,
     "classify": _CLASSIFYING,
     "distill": _CLASSIFYING + _DISTILLING,
+    "maskfeat": _MASKFEAT,
 }
 
 
@@ -279,4 +287,5 @@ _DERIVED_OF = {
         mixed_clips,
         lambda config: clip_grid(config, tuple(config.teacher.tubelet)),
     ),
+    "maskfeat": (mask_cells,),
 }

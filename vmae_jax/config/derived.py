@@ -6,7 +6,7 @@ import math
 from ml_collections import ConfigDict
 
 from vmae_jax.config.errors import ConfigError
-from vmae_jax.ops import masking
+from vmae_jax.ops import block_masks, masking
 from vmae_jax.ops.patches import Grid, Tubelet, grid_of
 from vmae_jax.variants import MViTSpec
 
@@ -88,6 +88,43 @@ def token_counts(config: ConfigDict) -> TokenCounts:
     except ValueError as error:
         raise ConfigError(f"config.masking: {error}") from error
     return TokenCounts(grid, counts.visible, counts.targets, patch_values(config))
+
+
+def feature_tubelet(config: ConfigDict) -> Tubelet:
+    """(frames, rows, columns) that a token of the encoder's last block stands for."""
+    steps = [config.model.tubelet]
+    if config.model.architecture == "mvit":
+        steps += config.model.encoder.strides
+    frames, rows, columns = (math.prod(axis) for axis in zip(*steps, strict=True))
+    return frames, rows, columns
+
+
+def mask_cells(config: ConfigDict) -> Grid:
+    """Cells of a clip that MaskFeat hides or shows as one, along (time, height, width).
+
+    Raises:
+      ConfigError: cells that do not fit the clip or do not hold whole tokens, a ratio that hides
+        nothing or all, histograms that do not fit the patches.
+    """
+    tubelet, cell = feature_tubelet(config), tuple(config.masking.cell)
+    if len(cell) != 3 or any(c < 1 or c % t for c, t in zip(cell, tubelet, strict=True)):
+        raise ConfigError(
+            f"config.masking.cell={cell} must be multiples of {tubelet}, the frames, rows and "
+            "columns that a predicted token stands for"
+        )
+    side = config.masking.hog_cell
+    if config.masking.target == "hog" and (tubelet[1] % side or tubelet[2] % side):
+        raise ConfigError(
+            f"config.masking.hog_cell={side} pixels do not divide patches of "
+            f"{tubelet[1]}x{tubelet[2]}"
+        )
+    cells = clip_grid(config, cell)
+    kind, ratio = config.masking.encoder
+    try:
+        block_masks.cells_to_hide(kind, ratio=ratio, cells=cells)
+    except ValueError as error:
+        raise ConfigError(f"config.masking: {error}") from error
+    return cells
 
 
 def mixed_clips(config: ConfigDict) -> int:

@@ -74,6 +74,7 @@ class ViTEncoder(Placed):
         keys: jax.Array | None = None,
         layer: int | None = None,
         mask_token: jax.Array | None = None,
+        hidden: jax.Array | None = None,
     ) -> jax.Array:
         """Encodes some or all tokens.
 
@@ -85,11 +86,12 @@ class ViTEncoder(Placed):
           keys: typed PRNG keys [B] for stochastic depth; None: evaluation mode.
           layer: number of blocks to run; None: all of them, and the final norm if there is one.
           mask_token: [D], in place of M patches that are hidden; None: these are left out.
+          hidden: bool [B, K], patches that are given and that the mask token replaces; M is 0.
 
         Returns:
           [B, K (+ M), D] in the compute dtype; with a class token [B, 1 + K (+ M), D].
         """
-        x = self._embed(patches, idx, grid, mask_token)
+        x = self._embed(patches, idx, grid, mask_token, hidden)
         x = run_stack(self.blocks, x, self.options, keys=keys, layers=layer)
         return self.norm(x) if self.final_norm and layer is None else x
 
@@ -116,6 +118,7 @@ class ViTEncoder(Placed):
         idx: jax.Array | None,
         grid: Grid,
         mask_token: jax.Array | None = None,
+        hidden: jax.Array | None = None,
     ) -> jax.Array:
         """Patch vectors [B, K, P] -> tokens with their positions, the class token in front."""
         num_tokens = grid[0] * grid[1] * grid[2]
@@ -127,7 +130,9 @@ class ViTEncoder(Placed):
                 "give idx where only some are encoded"
             )
         tokens = self.patch_embed(patches)
-        if mask_token is not None:
+        if hidden is not None:
+            tokens = jnp.where(hidden[..., None], mask_token.astype(tokens.dtype), tokens)
+        elif mask_token is not None:
             tokens = with_mask_tokens(tokens, mask_token, idx.shape[1] - tokens.shape[1])
         cls_token = self.cls_token[...] if self.class_token else None
         return self.placed(tokens, idx, grid=grid, class_token=cls_token)

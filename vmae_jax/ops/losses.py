@@ -62,8 +62,8 @@ def whole_patch_targets(patches: jax.Array, *, normalize: bool) -> jax.Array:
     Returns:
       float32 [B, M, P], in the same order.
 
-    Source: MAE-ST's released model (reference: mae_st.md, 3): channels are not told apart, the
-    variance is unbiased, and 1e-6 is added to the variance.
+    Source: the released models of MAE-ST (reference: mae_st.md, 3) and, for its ablation, of
+    MaskFeat: channels are not told apart, the variance is unbiased, and 1e-6 is added to it.
     """
     # float32: for a nearly flat patch, bf16 rounding becomes the signal once divided by the std.
     patches = patches.astype(jnp.float32)

@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 from vmae_jax import chips
 from vmae_jax.chips import Chip
 from vmae_jax.config import ConfigError
-from vmae_jax.systems import classify, distill, mae_st, videomae
+from vmae_jax.systems import classify, distill, mae_st, maskfeat, videomae
 from vmae_jax.systems.base import System
 
 BUILDERS = {
@@ -13,6 +13,7 @@ BUILDERS = {
     "mae_st": mae_st.build,
     "classify": classify.build,
     "distill": distill.build,
+    "maskfeat": maskfeat.build,
 }
 
 

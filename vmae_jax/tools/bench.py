@@ -262,8 +262,11 @@ def _step_row(args: argparse.Namespace) -> dict[str, Any]:
         part.attention = (args.attention or part.attention).split("/")[-i:][0]
         part.remat = args.remat or part.remat
     config.data.resize = args.resize or config.data.resize
+    masking = config.masking if "masking" in config else {}
     if args.decoder_mask == "none":
-        config.masking.decoder = ("none", 0.0)
+        if "decoder" not in masking:
+            raise config_lib.ConfigError(f"--decoder-mask=none: {args.config} has no decoder mask")
+        masking.decoder = ("none", 0.0)
     config_lib.validate(config)
     config_lib.check_devices(config, jax.device_count())
     row = bench_step(config, clips=args.clips, steps=args.steps, warmup=args.warmup)
@@ -273,7 +276,11 @@ def _step_row(args: argparse.Namespace) -> dict[str, Any]:
         "dtype": config.model.dtype,
         **systems.build(config).choices,
         "remat": config.model.encoder.remat,
-        "decoder_mask": "/".join(map(str, config.masking.decoder)) if "masking" in config else "",
+        **{
+            f"{name}_mask": "/".join(map(str, masking[name]))
+            for name in ("encoder", "decoder")
+            if name in masking
+        },
     }
     return settings | row
 
