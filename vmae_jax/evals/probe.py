@@ -275,7 +275,7 @@ _LINEAR = HeadRecipe(
 _ATTENTIVE = HeadRecipe(
     init=_init_attentive,
     logits=_attentive_logits,
-    rates=(3e-4, 1e-3, 3e-3),
+    rates=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
     direction=optax.chain(optax.scale_by_adam(b2=0.95), optax.add_decayed_weights(0.01)),
     epochs=20,
     batch=64,
