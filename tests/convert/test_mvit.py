@@ -17,7 +17,7 @@ from vmae_jax.convert.engine import (
 )
 from vmae_jax.convert.export import transformers_config
 from vmae_jax.convert.families import recognise, released_table
-from vmae_jax.convert.fit import EXACT, fit, starting_policy
+from vmae_jax.convert.fit import EXACT, PRETRAINING, fit, starting_policy
 from vmae_jax.convert.mvit import mvit_table
 from vmae_jax.convert.sources import Source
 from vmae_jax.models.functional import functional
@@ -141,6 +141,21 @@ def test_pretraining_weights_start_a_classifier_with_tables_resampled():
     assert ignored == set(fitted.report.ignored) and len(ignored) == 6
     with pytest.raises(ConversionError, match="mask_token"):
         fit(ours, report, shapes, policy=EXACT)
+
+
+def test_a_pretraining_network_is_recognised_and_written_back():
+    arrays = pretrained()
+    config = config_of(source_of(arrays))
+    assert (config.system, config.model.encoder.strides) == ("maskfeat", HALVES)
+    assert (config.data.frames, config.data.size) == (4, (64, 64))
+    theirs = to_theirs(unflatten(arrays), released_table(arrays, (2, 4, 4), 3))
+    ours, _ = to_ours(theirs, recognise(theirs).table)
+    template = unflatten(arrays)
+    assert starting_policy(template) is PRETRAINING
+    fitted = fit(ours, Report({}, {}), template).arrays
+    assert set(fitted) == set(arrays)
+    for path, array in arrays.items():
+        np.testing.assert_array_equal(fitted[path], array, err_msg=path)
 
 
 def test_what_others_cannot_hold_is_refused():
