@@ -164,7 +164,7 @@ def test_init_from_takes_weights_only_and_starts_at_step_0(videos, unbroken, tmp
         (["--config.train.batch_videos=3"], "cannot share evenly"),
         (["--config.train.batch_videos=64"], "set it to"),
         (["--config.init_from=/nowhere"], "no weights at /nowhere"),
-        (["--config.system=videomea"], "choose one of classify, distill, videomae"),
+        (["--config.system=videomea"], "choose one of classify, distill, mae_st"),
         (["--config.optim.base_lrr=1"], "base_lrr"),
         (["--config.data.size=(32,32)"], "must be (height, width) in pixels"),  # given twice
         (["--config.model.encoder.attention=cudnn"], "needs a GPU"),

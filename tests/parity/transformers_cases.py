@@ -95,7 +95,7 @@ def _clip(inputs, weights):
 
 def _hidden(encoder, patches, grid, idx=None):
     """Tokens before the first block and after the last, without the final norm."""
-    table = sincos_table(int(np.prod(grid)), encoder.width)
+    table = sincos_table(int(np.prod(grid)), encoder.patch_embed.kernel[...].shape[1])
     first = add_positions(encoder.patch_embed(patches), table, idx)
     return first, run_stack(encoder.blocks, first, encoder.options)
 
