@@ -13,10 +13,8 @@ benchmarks/RESULTS.md.
 import argparse
 import json
 import pathlib
-import subprocess
-import sys
 
-import numpy as np
+from run import call, rows, spread
 
 from vmae_jax import systems
 from vmae_jax.tools.bench import load_config
@@ -28,11 +26,6 @@ PROBES = ("knn", "linear")
 NOT_THE_ENCODER = ("encoder_to_decoder", "decoder", "head")
 
 
-def call(module: str, *flags: str) -> None:
-    """Runs a command of the package; its errors end this script."""
-    subprocess.run([sys.executable, "-m", f"vmae_jax.{module}", *flags], check=True)
-
-
 def encoder_flops(recipe: str) -> float:
     """FLOPs that the encoder takes in one training step."""
     config = load_config(recipe)
@@ -41,13 +34,10 @@ def encoder_flops(recipe: str) -> float:
     return 6 * encoder * config.train.batch_videos * config.data.repeats
 
 
-def best(path: pathlib.Path) -> dict[str, dict[str, float]]:
-    """The best setting of each probe in %: {"weights" | "random": {probe[ group]: top-1}}."""
-    scores = json.loads(path.read_text(encoding="utf-8"))["scores"]
-    return {
-        start: {kind: 100 * max(s["top1"] for s in each.values()) for kind, each in found.items()}
-        for start, found in scores.items()
-    }
+def best(path: pathlib.Path, start: str, kind: str, figure: str) -> float:
+    """The best setting's figure ("top1", "top1 GROUP") of a probe, in %."""
+    settings = json.loads(path.read_text(encoding="utf-8"))["scores"][start][kind]
+    return 100 * max(scores[figure] for scores in settings.values())
 
 
 def row(name: str, args: argparse.Namespace) -> dict[str, str]:
@@ -66,30 +56,37 @@ def row(name: str, args: argparse.Namespace) -> dict[str, str]:
         clips = str(load_config(recipe).train.batch_videos)
         call("tools.bench", "step", f"--config={recipe}", f"--clips={clips}", f"--json={timing}")
     facts = json.loads(timing.read_text(encoding="utf-8"))
-    found = []
-    for seed in range(args.seeds):
-        scores = out / f"probes_{seed}.json"
+    probes = [out / f"probes_{seed}.json" for seed in range(args.seeds)]
+    for seed, scores in enumerate(probes):
         if not scores.is_file():
             sets = [f"--train={args.train}", f"--val={args.val}", f"--seed={seed}"]
             kinds = [f"--probes={','.join(PROBES)}", "--against_random", f"--out={scores}"]
             groups = [f"--group={group}" for group in args.group]
             call("tools.probe", f"--weights={out}", *sets, *kinds, *groups)
-        found.append(best(scores))
-    line = {"system": name, "steps": str(steps)}
+    curve = rows(out)
+    line = {
+        "system": name,
+        "steps": str(steps),
+        "loss": f"{curve[0]['loss']:.3f} to {curve[-1]['loss']:.3f}",
+    }
     for kind in PROBES:
-        line[f"{kind}, % (random weights)"] = " ".join(
-            shown.format(*spread([each[start][kind] for each in found]))
-            for start, shown in (("weights", "{:.1f} +- {:.1f}"), ("random", "({:.1f} +- {:.1f})"))
-        )
-    line["clips/s"] = f"{facts['clips_per_s_per_chip']:.1f}"
+        for group in ("", *args.group):
+            figure = f"top1 {group}".strip()
+            ours, random = (
+                spread([best(scores, start, kind, figure) for scores in probes])
+                for start in ("weights", "random")
+            )
+            line[f"{kind} {group}".strip()] = f"{shown(ours)} ({shown(random)})"
     line["GMACs a clip, forward"] = f"{facts['gmac_forward_per_clip']:.3f}"
+    line["clips/s"] = f"{facts['clips_per_s_per_chip']:.1f}"
     line["memory, GiB"] = f"{facts['memory_gib']:.2f}"
     return line
 
 
-def spread(values: list[float]) -> tuple[float, float]:
-    """Mean and deviation of a sample."""
-    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+def shown(found: dict) -> str:
+    """Mean, and the deviation where there is one."""
+    more = f" +- {found['deviation']:.1f}" if len(found["values"]) > 1 else ""
+    return f"{found['mean']:.1f}{more}"
 
 
 def main() -> None:

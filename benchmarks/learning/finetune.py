@@ -3,7 +3,7 @@ r"""Fine-tuning of the small ViT of benchmarks/learning, from scratch or from it
 Run:    python -m vmae_jax.main --config=benchmarks/learning/finetune.py \
             --config.data.manifest=train.csv --config.init_from=runs/learning/pretrain \
             --workdir=runs/learning/finetune
-Expect: see benchmarks/RESULTS.md, "Does it learn".
+Expect: see benchmarks/RESULTS.md, "Does pretraining help?".
 """
 
 from vmae_jax.config import configured, finetune_defaults, stack

@@ -5,7 +5,7 @@ Left and right, and forwards and backwards, are different classes here: nothing 
 Run:    python -m vmae_jax.main --config=benchmarks/learning/motion_finetune.py \
             --config.data.manifest=runs/motion/train.csv \
             --config.init_from=runs/learning/motion_pretrain --workdir=runs/learning/motion_finetune
-Expect: see benchmarks/RESULTS.md, "Does it learn".
+Expect: see benchmarks/RESULTS.md, "Does pretraining help?".
 """
 
 from vmae_jax.config import configured, finetune_defaults, stack

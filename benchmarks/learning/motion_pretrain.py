@@ -2,7 +2,7 @@ r"""VideoMAE V2 pretraining on generated motion classes, for benchmarks/learning
 
 Run:    python -m vmae_jax.main --config=benchmarks/learning/motion_pretrain.py \
             --config.data.manifest=runs/motion/train.csv --workdir=runs/learning/motion_pretrain
-Expect: see benchmarks/RESULTS.md, "Does it learn".
+Expect: see benchmarks/RESULTS.md, "Does pretraining help?".
 """
 
 from vmae_jax.config import configured, pretrain_defaults, stack

@@ -2,7 +2,7 @@ r"""VideoMAE V2 pretraining of a small ViT on few real clips, for benchmarks/lea
 
 Run:    python -m vmae_jax.main --config=benchmarks/learning/pretrain.py \
             --config.data.manifest=train.csv --workdir=runs/learning/pretrain
-Expect: see benchmarks/RESULTS.md, "Does it learn".
+Expect: see benchmarks/RESULTS.md, "Does pretraining help?".
 """
 
 from vmae_jax.config import configured, pretrain_defaults, stack

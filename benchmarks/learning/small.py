@@ -6,7 +6,7 @@ tokens as a ViT does for a quarter of them.
 
 Run:    python -m vmae_jax.main --config=benchmarks/learning/small.py:mae_st \
             --config.data.manifest=train.csv --workdir=runs/small_mae_st
-Expect: see benchmarks/RESULTS.md, "Four systems".
+Expect: see benchmarks/RESULTS.md, "Systems at equal encoder FLOPs".
 """
 
 from vmae_jax.config import (
