@@ -98,7 +98,7 @@ def test_a_batch_equals_the_same_steps_done_by_hand(videos):
         np.testing.assert_array_equal(batch.arrays["video"][2 * row : 2 * row + 2], want)
 
 
-@pytest.mark.parametrize("sampling", ["dense", "window", "segments", "seconds"])
+@pytest.mark.parametrize("sampling", ["dense", "window", "segments", "seconds", "sparse"])
 def test_each_clip_of_a_video_has_frames_of_its_own(videos, sampling):
     """Twin: windows first, then for each its crop; the file is read once."""
     chosen = options(videos, sampling=sampling, repeats=3, repeat_windows=True)

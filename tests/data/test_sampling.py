@@ -12,6 +12,8 @@ from vmae_jax.data.sampling import (
     seconds_views,
     segment_indices,
     segment_views,
+    sparse_indices,
+    sparse_views,
     view_starts,
     window_indices,
 )
@@ -180,6 +182,7 @@ def test_views_rise_and_stay_inside(num_frames, frames, stride, clips):
     for got in (
         dense_views(num_frames, frames=frames, stride=stride, clips=clips),
         segment_views(num_frames, frames=frames, clips=clips),
+        sparse_views(num_frames, frames=frames, clips=clips),
         seconds_views(num_frames, frames=frames, length=frames * stride / 1.7, clips=clips),
     ):
         assert got.shape == (clips, frames) and (np.diff(got) >= 0).all()
@@ -227,6 +230,45 @@ def test_a_video_shorter_than_the_stretch_repeats_its_last_frame():
         np.testing.assert_array_equal(got, [min(place, 19) for place in STRETCH])
     views = seconds_views(20, frames=16, length=64.0, clips=3)
     np.testing.assert_array_equal(views, [got] * 3)
+
+
+def test_sparse_draws_from_stretches_that_share_their_ends():
+    class Draws:
+        def integers(self, low, high, *, endpoint):
+            self.low, self.high = list(low), list(high)
+            return np.array(high) if endpoint else None
+
+    rng = Draws()
+    got = sparse_indices(20, frames=4, rng=rng)  # s = 4.75: 0, 4.75, 9.5, 14.25, 19
+    assert (rng.low, rng.high) == ([0, 5, 10, 14], [5, 10, 14, 19])  # 9.5 to the even one
+    np.testing.assert_array_equal(got, [5, 10, 14, 19])
+
+
+@given(st.integers(1, 400), st.integers(1, 32), st.integers(1, 8), st.integers(0, 2**32))
+def test_sparse_is_the_released_rule(num_frames, frames, clips, seed):
+    s = (num_frames - 1) / frames
+    rng = np.random.default_rng(seed)
+    drawn = np.stack([sparse_indices(num_frames, frames=frames, rng=rng) for _ in range(8)])
+    for i in range(frames):
+        assert round(s * i) <= drawn[:, i].min() and drawn[:, i].max() <= round(s * (i + 1))
+    views = [
+        [round(s * i) + int(s / (clips + 1) * (c + 1)) for i in range(frames)] for c in range(clips)
+    ]
+    np.testing.assert_array_equal(sparse_views(num_frames, frames=frames, clips=clips), views)
+    middle = [round(s * i) + int(s / 2) for i in range(frames)]
+    np.testing.assert_array_equal(sparse_indices(num_frames, frames=frames, rng=None), middle)
+
+
+@given(st.integers(8, 400), st.integers(0, 2**32))
+def test_segments_are_unmasked_teachers_sparse_pretraining_and_its_test(num_frames, seed):
+    length = num_frames // 8
+    drawn = segment_indices(num_frames, frames=8, rng=np.random.default_rng(seed))
+    assert ((drawn - length * np.arange(8) >= 0) & (drawn - length * np.arange(8) < length)).all()
+    tick = num_frames / 8
+    listed = sorted(int(tick * i + half) for i in range(8) for half in (0, tick / 2))
+    np.testing.assert_array_equal(
+        segment_views(num_frames, frames=8, clips=2), [listed[c::2] for c in range(2)]
+    )
 
 
 def test_views_of_a_line():

@@ -126,7 +126,7 @@ _CHECKS: tuple[_Check, ...] = (
     _one_of("model.dtype", "bfloat16", "float32"),
     _one_of("model.channels", 1, 3),
     _one_of("data.style", "auto", "csv", "path_label", "path_start_total"),
-    _one_of("data.sampling", "dense", "window", "segments", "seconds"),
+    _one_of("data.sampling", "dense", "window", "segments", "seconds", "sparse"),
     ("data.select", lambda v: v == "random", "'centre' and 'views' are for tests, not training"),
     ("data.views", lambda v: len(v) == 2 and min(v) > 0, "must be (clips, crops) of a video"),
     _one_of("data.crop", "multi_scale", "resized", "views", "centre", "none"),

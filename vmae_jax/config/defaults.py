@@ -82,7 +82,8 @@ def _defaults(system: str) -> ConfigDict:
     config.data.stride = 4  # frames from one to the next
     config.data.stride_overrides = ()  # ((path regex, stride), ...)
     # dense (pretraining) | window (fine-tuning) | segments | seconds (MAE-ST and MaskFeat: a clip
-    # lasts frames x stride / fps seconds, whatever the rate of the video).
+    # lasts frames x stride / fps seconds, whatever the rate of the video) | sparse (Unmasked
+    # Teacher's fine-tuning). segments and sparse spread a clip over the video; no stride counts.
     config.data.sampling = "dense"
     config.data.fps = 30.0  # of "seconds"
     # random (training) | centre (validation) | views (test): which frames the rule picks.

@@ -51,10 +51,11 @@ class PipelineOptions:
       style: of the manifest, or "auto".
       allow_outside: accept paths that leave the root.
       frames: per clip.
-      stride: between frames, with "seconds" at `fps` frames a second; "segments" need none.
+      stride: between frames, with "seconds" at `fps` frames a second; "segments" and "sparse" need
+        none.
       stride_overrides: (regex searched in the path, stride) pairs; the first match counts.
-      sampling: "dense" (pretraining), "window" (fine-tuning), "segments", or "seconds" (MAE-ST,
-        MaskFeat); see `sampling`.
+      sampling: "dense" (pretraining), "window" (fine-tuning), "segments", "seconds" (MAE-ST,
+        MaskFeat), or "sparse" (Unmasked Teacher's fine-tuning); see `sampling`.
       fps: nominal rate of "seconds": a clip lasts `frames * stride / fps` seconds of any video.
       select: "random" frames (training), those in the "centre" (validation), or test "views".
       views: (clips, crops) of each video with select="views".
@@ -381,6 +382,9 @@ def choose_frames(
     match options.sampling:
         case "segments":
             views, draw = sampling.segment_views, sampling.segment_indices
+            rule = {"frames": frames}
+        case "sparse":
+            views, draw = sampling.sparse_views, sampling.sparse_indices
             rule = {"frames": frames}
         case "seconds":
             if math.isnan(fps):

@@ -4,14 +4,15 @@ Indices are int64, 0-based, within 0..num_frames-1: [frames], or [clips, frames]
 test. Where a rule takes `rng`, None stands for its variant without chance. "Released" are the
 pretraining and fine-tuning loaders of VideoMAE and V2 (arXiv:2203.12602, arXiv:2303.16727), whose
 code, where it differs from the papers, is followed. "seconds" is the rule of MAE-ST and PySlowFast
-(arXiv:2205.09113), and MaskFeat's.
+(arXiv:2205.09113), and MaskFeat's; "sparse" that of Unmasked Teacher's fine-tuning
+(arXiv:2303.16058).
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-SAMPLINGS = ("dense", "window", "segments", "seconds")
+SAMPLINGS = ("dense", "window", "segments", "seconds", "sparse")
 
 
 def dense_indices(
@@ -67,6 +68,8 @@ def segment_indices(num_frames: int, *, frames: int, rng: np.random.Generator | 
     whole, its first frame repeated in front.
 
     Source: VideoMAE V2 released loader (V1 repeats frame 0 `frames` times in the short case).
+    Unmasked Teacher draws so in pretraining and of Something-Something; its short case is V1's, and
+    its middles are of segments whose length is not rounded.
     """
     _check(num_frames, frames, 1)
     length = num_frames // frames
@@ -116,6 +119,45 @@ def seconds_views(num_frames: int, *, frames: int, length: float, clips: int) ->
 def _spread(starts: np.ndarray, length: float, frames: int, num_frames: int) -> np.ndarray:
     places = np.linspace(starts, starts + length - 1, frames, axis=-1)
     return np.clip(places, 0, num_frames - 1).astype(np.int64)
+
+
+def sparse_indices(num_frames: int, *, frames: int, rng: np.random.Generator | None) -> np.ndarray:
+    """One random frame from each of `frames` equal stretches that share their ends.
+
+    Stretch i reaches from frame round(i * s) to round((i + 1) * s), s = (num_frames - 1) / frames:
+    both may be drawn, so neighbours may be the same frame and the very last frame is reached. Any
+    video is long enough. Without chance it is the only one of `sparse_views`.
+
+    Source: Unmasked Teacher's released fine-tuning loader for Kinetics and Moments in Time
+    (reference/umt.md, A6).
+    """
+    _check(num_frames, frames, 1)
+    if rng is None:
+        return sparse_views(num_frames, frames=frames, clips=1)[0]
+    ends = _stretch_ends(num_frames, frames)
+    return rng.integers(ends[:-1], ends[1:], endpoint=True)
+
+
+def sparse_views(num_frames: int, *, frames: int, clips: int) -> np.ndarray:
+    """Clips over the whole video, shifted against each other: the test of "sparse".
+
+    Clip k takes the frames int((k + 1) * s / (clips + 1)) behind the beginnings of the stretches,
+    s their length, unrounded.
+
+    Returns:
+      int64 [clips, frames].
+
+    Source: as `sparse_indices`.
+    """
+    _check(num_frames, frames, 1)
+    length = (num_frames - 1) / frames
+    shifts = (length / (clips + 1) * np.arange(1, clips + 1)).astype(np.int64)
+    return shifts[:, None] + _stretch_ends(num_frames, frames)[:-1]
+
+
+def _stretch_ends(num_frames: int, frames: int) -> np.ndarray:
+    """Where `frames` equal stretches begin and end, rounded half to even; int64 [frames + 1]."""
+    return np.round((num_frames - 1) / frames * np.arange(frames + 1)).astype(np.int64)
 
 
 def dense_views(num_frames: int, *, frames: int, stride: int, clips: int) -> np.ndarray:
