@@ -253,7 +253,7 @@ def test_sharded_parameters_give_the_same_loss_and_gradients():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"gelu": "fast"}, "exact, tanh"),
+        ({"gelu": "fast"}, "exact, tanh, quick"),
         ({"remat": "some"}, "none, named, full"),
         ({"attention": "auto"}, "choose_attention"),
         ({"drop_path": 1.0}, "drop_path"),

@@ -4,6 +4,7 @@ Activations that the named remat policy may keep are marked with `checkpoint_nam
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -26,6 +27,18 @@ REMAT_POLICIES = ("none", "named", "full")
 SAVED_NAMES = ("qkv", "pooled", "context", "attn_out", "mlp_hidden", "mlp_out")
 
 
+def _quick_gelu(x: jax.Array) -> jax.Array:
+    """x * sigmoid(1.702 x), with which CLIP's networks were trained."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+GELUS = {
+    "exact": functools.partial(jax.nn.gelu, approximate=False),
+    "tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "quick": _quick_gelu,
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class StackOptions:
     """How the blocks of a stack are built and run. The defaults are the released VideoMAE's.
@@ -37,7 +50,7 @@ class StackOptions:
       cosine_attention: L2-normalised q and k with a learned scale per head.
       layer_scale: initial value of gamma_1 and gamma_2; 0: they do not exist.
       eps: epsilon of every LayerNorm.
-      gelu: "exact" (erf) or "tanh" (faster on TPUs, other numbers).
+      gelu: "exact" (erf), "tanh" (faster on TPUs, other numbers) or "quick" (CLIP's).
       drop_path: rate at the last block, 0 at the first, linear between.
       kernel_init: see `init.KERNEL_INITS`.
       bias_init: value that all biases begin with, those of norms included.
@@ -64,7 +77,7 @@ class StackOptions:
 
     def __post_init__(self):
         choices = {
-            "gelu": ("exact", "tanh"),
+            "gelu": tuple(GELUS),
             "kernel_init": tuple(init.KERNEL_INITS),
             "attention": IMPLEMENTATIONS,
             "dtype": ("bfloat16", "float32"),
@@ -247,12 +260,11 @@ class Mlp(nnx.Module):
     ):
         self.fc1 = block_linear(width, hidden, options, rngs=rngs)
         self.fc2 = block_linear(hidden, width_out or width, options, rngs=rngs)
-        self.tanh_gelu = options.gelu == "tanh"
+        self.gelu = options.gelu
 
     def __call__(self, x: jax.Array) -> jax.Array:
         hidden = checkpoint_name(self.fc1(x), "mlp_hidden")
-        hidden = jax.nn.gelu(hidden, approximate=self.tanh_gelu)
-        return checkpoint_name(self.fc2(hidden), "mlp_out")
+        return checkpoint_name(self.fc2(GELUS[self.gelu](hidden)), "mlp_out")
 
 
 class Block(nnx.Module):

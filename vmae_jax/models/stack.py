@@ -53,6 +53,7 @@ def run_stack(
     *,
     keys: jax.Array | None = None,
     layers: int | None = None,
+    taps: tuple[int, ...] = (),
     first: int = 0,
     total: int | None = None,
 ) -> jax.Array:
@@ -64,18 +65,25 @@ def run_stack(
       x: [B, N, D].
       options: those the blocks were built with.
       keys: typed PRNG keys [B], one per clip, for stochastic depth; None: evaluation mode.
-      layers: how many of the blocks, from the first; None: all.
+      layers: how many of the blocks, from the first; None: all, or as many as `taps` ask for.
+      taps: blocks whose outputs are wanted, counted from 1 and ascending; (): the last one's.
       first, total: which block of how many in the network the stack begins with, if it is one of
         several; rates of stochastic depth and random draws are theirs.
 
     Returns:
-      [B, N, D], or what the blocks make of it.
+      [B, N, D], or what the blocks make of it. With taps [K, B, N, D], and no output of another
+      block is kept.
 
     Raises:
-      ValueError: there are not so many.
+      ValueError: there are not so many, or taps that do not ascend.
     """
     graphdef, params = nnx.split(blocks)
     depth = jax.tree.leaves(params)[0].shape[0]
+    if taps:
+        if layers is not None or list(taps) != sorted(set(taps)):
+            raise ValueError(f"taps={taps} must ascend, and say without layers how far to go")
+        _check_layer(taps[0], depth)
+        layers = taps[-1]
     rates = jnp.asarray(drop_path_rates(options.drop_path, total or depth))[first : first + depth]
     indices = jnp.arange(first, first + depth)
     inputs = (params, rates, indices)
@@ -94,10 +102,27 @@ def run_stack(
     scan = options.scan and depth > 1
     body = _with_remat(body, options.remat, scan=scan)
     if scan:
-        return jax.lax.scan(body, x, inputs)[0]
+        return _tapped(body, x, inputs, taps) if taps else jax.lax.scan(body, x, inputs)[0]
+    outputs = []
     for i in range(depth):
         x, _ = body(x, jax.tree.map(lambda leaf, i=i: leaf[i], inputs))
-    return x
+        outputs.append(x)
+    return jnp.stack([outputs[tap - 1] for tap in taps]) if taps else x
+
+
+def _tapped(body, x: jax.Array, inputs, taps: tuple[int, ...]) -> jax.Array:
+    """Scans `body`, compiled once, and keeps what comes out of the blocks `taps`."""
+    # Every block writes into the place of the next tap, and so the tap itself writes last.
+    places = jnp.searchsorted(jnp.asarray(taps), jnp.arange(1, taps[-1] + 1))
+
+    def keep(carry, layer):
+        x, kept = carry
+        inputs, place = layer
+        x, _ = body(x, inputs)
+        return (x, jax.lax.dynamic_update_index_in_dim(kept, x, place, axis=0)), None
+
+    kept = jnp.zeros((len(taps), *x.shape), x.dtype)
+    return jax.lax.scan(keep, (x, kept), (inputs, places))[0][1]
 
 
 def block_of(blocks: Block, layer: int) -> Block:
