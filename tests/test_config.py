@@ -176,6 +176,7 @@ def test_smoke_shrinks_width_depth_batch_and_steps_and_nothing_else(name):
         "model/decoder/depth",
         "teacher/encoder/width",
         "teacher/encoder/depth",
+        "align/layers",
         "train/batch_videos",
         "train/steps",
         "train/log_every",
@@ -284,6 +285,43 @@ def test_sizes_of_a_multiscale_network_that_do_not_go_together_are_refused():
         config_lib.validate(config)
     config.model.encoder.depths = (1, 2, 3, 4)
     with pytest.raises(config_lib.ConfigError, match=r"depth=16 is not the sum.*: 10"):
+        config_lib.validate(config)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"teacher.size": (196, 196)}, "196 is not a positive multiple of 16"),
+        ({"teacher.size": (240, 224)}, r"\(8, 15, 14\).*the student on \(8, 14, 14\)"),
+        ({"teacher.tubelet": (2, 16, 16)}, r"\(4, 14, 14\).*the student on \(8, 14, 14\)"),
+        ({"align.layers": 7, "align.interval": 2}, "begin at layer 0.*config.model.encoder has"),
+        ({"align.layers": 7, "teacher.interval": 3}, "begin at layer -6, but config.teacher.enc"),
+        ({"align.normalize": "none"}, "'l2' compares unit vectors"),
+        ({"masking.encoder": ("attention", 0.001)}, "hides 0 of 196 patches in each frame"),
+        ({"masking.encoder": ("attentive", 0.8)}, "agnostic, block, attention"),
+    ],
+)
+def test_student_and_teacher_that_cannot_be_aligned_are_refused(change, words):
+    config = config_lib.umt_defaults().unlock()
+    config_lib.validate(config)
+    config.update_from_flattened_dict(change)
+    with pytest.raises(config_lib.ConfigError, match=words):
+        config_lib.validate(config)
+
+
+def test_layers_are_aligned_from_the_last_one_down():
+    config = config_lib.umt_defaults().unlock()
+    assert config_lib.aligned_layers(config, "model") == (7, 8, 9, 10, 11, 12)
+    config.align.update(layers=3, interval=4)
+    config.teacher.interval = 2
+    assert config_lib.aligned_layers(config, "model") == (4, 8, 12)
+    assert config_lib.aligned_layers(config, "teacher") == (8, 10, 12)
+
+
+def test_attention_guides_masks_only_where_there_is_a_teacher():
+    config = config_lib.pretrain_defaults()
+    config.masking.encoder = ("attention", 0.8)
+    with pytest.raises(config_lib.ConfigError, match="'videomae' has no teacher whose attention"):
         config_lib.validate(config)
 
 

@@ -112,6 +112,13 @@ VIT_VARIANTS = {
     "g": StackSpec(1408, 40, 16, GIANT_MLP_RATIO),
 }
 
+# Image towers of CLIP (arXiv:2103.00020), by size and patch; their projection is 512 wide for B/16,
+# 768 for L/14.
+CLIP_VARIANTS = {
+    "B/16": StackSpec(768, 12, 12),
+    "L/14": StackSpec(1024, 24, 16),
+}
+
 # VideoMAE's released scripts: 4 decoder blocks for S and B, 12 for L and H (the paper says 4).
 VIDEOMAE_DECODERS = {
     "S": StackSpec(192, 4, 3),

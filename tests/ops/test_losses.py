@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 
 from vmae_jax.ops.losses import (
+    alignment,
     cross_entropy,
     label_smoothing_cross_entropy,
     masked_mse,
     pixel_targets,
     soft_target_cross_entropy,
+    unit_vectors,
     whole_patch_targets,
 )
 from vmae_jax.ops.patches import to_planes
@@ -109,3 +111,29 @@ def test_classification_losses_by_hand():
         soft_target_cross_entropy(logits, smooth),
         rtol=1e-6,
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        # Unit vectors (.6, .8) and (1, 0): 2 - 2 * .6; (0, 1) and (.6, -.8): 2 + 2 * .8.
+        ("l2", (0.8 + 3.6) / 2),
+        # (.6, .8) - (1, 0) = (-.4, .8); (0, 1) - (.6, -.8) = (-.6, 1.8).
+        ("mse", (0.4 + 1.8) / 2),
+        ("smooth_l1", ((0.08 + 0.32) / 2 + (0.18 + 1.3) / 2) / 2),
+    ],
+)
+def test_alignment_is_the_mean_over_layers_and_tokens(kind, expected):
+    student = jnp.array([[3.0, 4.0], [0.0, 2.0]]).reshape(2, 1, 1, 2)  # two layers, one token
+    teacher = jnp.array([[5.0, 0.0], [0.3, -0.4]]).reshape(2, 1, 1, 2)
+    total, weight = alignment(unit_vectors(student), unit_vectors(teacher), kind=kind)
+    assert weight == 1  # tokens, whatever the number of layers
+    np.testing.assert_allclose(total, expected, rtol=1e-6)
+
+
+def test_alignments_that_cannot_be_are_refused_in_words():
+    tokens = jnp.ones((2, 1, 3, 4))
+    with pytest.raises(ValueError, match=r"one shape \[K, B, V, D\]"):
+        alignment(tokens, tokens[:, :, :2], kind="l2")
+    with pytest.raises(ValueError, match="choose one of l2, mse, smooth_l1"):
+        alignment(tokens, tokens, kind="cosine")

@@ -237,3 +237,54 @@ def test_a_sharded_batch_needs_no_collective(decoder):
 def test_bad_masks_are_refused_in_words(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_attention_keeps_a_set_as_often_as_draws_without_replacement_do():
+    # Two time slots of 5 patches, 2 of them kept; weights do not sum to one.
+    weights = np.array([[0.4, 0.1, 0.1, 0.2, 0.05], [0.02, 0.02, 0.3, 0.02, 0.5]], np.float32)
+    draws, grid = 40_000, (2, 1, 5)
+    one = functools.partial(masking.attention_mask, grid=grid, ratio=0.6)
+    keys = keys_of(draws)
+    kept = ~np.asarray(jax.jit(jax.vmap(one, in_axes=(0, None)))(keys, weights)).reshape(-1, 2, 5)
+    np.testing.assert_array_equal(kept.sum(axis=2), 2)
+    for slot in (0, 1):
+        share = weights[slot] / weights[slot].sum()
+        for a, b in itertools.combinations(range(5), 2):
+            law = share[a] * share[b] * (1 / (1 - share[a]) + 1 / (1 - share[b]))
+            found = (kept[:, slot, a] & kept[:, slot, b]).mean()
+            assert abs(found - law) < 5 * np.sqrt(law * (1 - law) / draws)
+    # Slots are drawn apart: how often the likeliest of both are kept together is the product.
+    both = (kept[:, 0, 0] & kept[:, 1, 2]).mean()
+    alone = kept[:, 0, 0].mean() * kept[:, 1, 2].mean()
+    assert abs(both - alone) < 5 * np.sqrt(alone * (1 - alone) / draws)
+
+
+def test_patches_without_attention_are_kept_only_where_others_are_too_few():
+    weights = np.zeros((1, 6), np.float32)
+    weights[0, [1, 4]] = 1e-30, 1e-3
+    one = functools.partial(masking.attention_mask, grid=(1, 2, 3), ratio=0.5)
+    kept = ~np.asarray(jax.vmap(one, in_axes=(0, None))(keys_of(256), weights))
+    np.testing.assert_array_equal(kept.sum(axis=1), 3)
+    assert kept[:, [1, 4]].all()
+    assert kept[:, [0, 2, 3, 5]].any(axis=0).all()
+
+
+@pytest.mark.parametrize("kind", ["attention", "tube"])
+def test_indices_of_masks_that_hide_alike_in_every_slot_are_in_raster_order(kind):
+    grid, clips = (3, 4, 5), 8
+    importance = jax.random.uniform(jax.random.key(1), (clips, 3, 20))
+    masks = masking.encoder_mask(
+        keys_of(clips), kind=kind, ratio=0.8, grid=grid, importance=importance
+    )
+    visible_idx, hidden_idx, hidden = (np.asarray(x) for x in masks)
+    assert visible_idx.shape == (clips, 12) and hidden_idx.shape == (clips, 48)
+    for clip in range(clips):
+        np.testing.assert_array_equal(visible_idx[clip], np.flatnonzero(~hidden[clip]))
+        np.testing.assert_array_equal(hidden_idx[clip], np.flatnonzero(hidden[clip]))
+    np.testing.assert_array_equal((~hidden).reshape(clips, 3, 20).sum(axis=2), 4)
+
+
+def test_attention_counts_are_the_released_ones_and_need_the_attention():
+    assert masking.mask_counts((8, 14, 14), encoder=("attention", 0.8)).visible == 320
+    with pytest.raises(ValueError, match="importance of patches"):
+        masking.encoder_mask(keys_of(1), kind="attention", ratio=0.8, grid=(8, 14, 14))

@@ -18,11 +18,13 @@ from vmae_jax.config.defaults import (
     mvit,
     pretrain_defaults,
     stack,
+    umt_defaults,
     use_mvit,
 )
 from vmae_jax.config.derived import (
     Plan,
     TokenCounts,
+    aligned_layers,
     check_devices,
     clip_grid,
     clips_of_a_window,
@@ -32,6 +34,7 @@ from vmae_jax.config.derived import (
     mvit_spec,
     patch_values,
     plan,
+    teacher_grid,
     token_counts,
 )
 from vmae_jax.config.errors import ConfigError
@@ -44,6 +47,7 @@ __all__ = [
     "ConfigError",
     "Plan",
     "TokenCounts",
+    "aligned_layers",
     "check_devices",
     "clip_grid",
     "clips_of_a_window",
@@ -65,8 +69,10 @@ __all__ = [
     "pretrain_defaults",
     "smoke",
     "stack",
+    "teacher_grid",
     "to_json",
     "token_counts",
+    "umt_defaults",
     "use_mvit",
     "validate",
 ]

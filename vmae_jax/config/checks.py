@@ -7,15 +7,18 @@ from ml_collections import ConfigDict
 
 from vmae_jax.config.defaults import defaults_of
 from vmae_jax.config.derived import (
+    aligned_layers,
     clip_grid,
     mask_cells,
     mixed_clips,
     mvit_spec,
     rows_of_a_batch,
+    teacher_grid,
     token_counts,
 )
 from vmae_jax.config.errors import ConfigError
 from vmae_jax.ops.attention import IMPLEMENTATIONS
+from vmae_jax.ops.losses import ALIGNMENTS
 from vmae_jax.ops.patches import TARGET_FRAMES
 from vmae_jax.variants import (
     DECODER_CLASS_TOKENS,
@@ -235,6 +238,17 @@ _DISTILLING: tuple[_Check, ...] = (
     _probability("distill.label_weight"),
 )
 
+_ALIGNING: tuple[_Check, ...] = (
+    _tubelet("teacher.tubelet"),
+    ("teacher.size", lambda v: len(v) == 2 and min(v) > 0, "must be (height, width) in pixels"),
+    *(_at_least(f"teacher.{field}", 1) for field in ("output", "interval")),
+    _at_least("teacher.chunk", 0),
+    *(_at_least(f"align.{field}", 1) for field in ("layers", "interval")),
+    _one_of("align.normalize", "l2", "none"),
+    _one_of("align.loss", *ALIGNMENTS),
+    _positive("align.weight"),
+)
+
 _VIT: tuple[_Check, ...] = (
     _one_of("model.positions", "sincos", "separable", "joint"),
     _one_of("model.class_token", True, False),
@@ -255,6 +269,7 @@ _CHECKS_OF = {
     "classify": _CLASSIFYING,
     "distill": _CLASSIFYING + _DISTILLING,
     "maskfeat": _MASKFEAT,
+    "umt": _PRETRAINING + _ALIGNING,
 }
 
 
@@ -276,6 +291,22 @@ def _check_decoder(config: ConfigDict) -> None:
         )
 
 
+def _check_alignment(config: ConfigDict) -> None:
+    """Whether student and teacher can be compared as asked for.
+
+    Raises:
+      ConfigError: they cannot.
+    """
+    for group in ("model", "teacher"):
+        aligned_layers(config, group)
+    teacher_grid(config)
+    if config.align.loss == "l2" and config.align.normalize != "l2":
+        raise ConfigError(
+            f"config.align.loss='l2' compares unit vectors, config.align.normalize is "
+            f"{config.align.normalize!r}; set that to 'l2', or the loss to 'mse' or 'smooth_l1'"
+        )
+
+
 # Functions that raise where sizes do not go together.
 _DERIVED_OF_NETWORK = {"vit": (), "mvit": (mvit_spec,)}
 _DERIVED_OF = {
@@ -288,4 +319,5 @@ _DERIVED_OF = {
         lambda config: clip_grid(config, tuple(config.teacher.tubelet)),
     ),
     "maskfeat": (mask_cells,),
+    "umt": (token_counts, _check_alignment),
 }

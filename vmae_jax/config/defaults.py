@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from vmae_jax.config.errors import ConfigError
 from vmae_jax.ops.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from vmae_jax.variants import (
+    CLIP_VARIANTS,
     MAE_ST_DECODER,
     MVIT_VARIANTS,
     VIDEOMAE_DECODERS,
@@ -471,12 +472,57 @@ def distill_defaults() -> ConfigDict:
     return config.lock()
 
 
+def umt_defaults() -> ConfigDict:
+    """Returns a locked config with UMT's released pretraining values (ViT-B, Kinetics-710).
+
+    The released code computes in float16. Source: Unmasked Teacher (arXiv:2303.16058) and its
+    released scripts (reference: umt.md, A1 to A5).
+    """
+    config = _defaults("umt")
+    config.model.encoder.drop_path = 0.1
+    config.model.tubelet = (1, 16, 16)
+
+    config.teacher = ConfigDict()
+    config.teacher.weights = ""  # an image tower of CLIP; docs/weights.md says what is read
+    config.teacher.encoder = stack(CLIP_VARIANTS["B/16"])
+    config.teacher.encoder.remat = "none"  # it is not differentiated
+    config.teacher.tubelet = (1, 16, 16)
+    # Height and width that its frames are resized to; its patches on them are as many as the
+    # student's.
+    config.teacher.size = (224, 224)
+    config.teacher.output = 512  # width of what it says of a patch
+    config.teacher.interval = 1  # from one aligned layer to the next, counted from the last
+    config.teacher.chunk = 0  # frames that it looks at together; 0: all of a batch
+
+    config.align = ConfigDict()
+    config.align.layers = 6  # last ones of student and teacher, each with a head of its own
+    config.align.interval = 1  # between the student's
+    config.align.normalize = "l2"  # l2 (unit vectors, of student and teacher) | none
+    # l2 (2 - 2 cos, of unit vectors) | mse | smooth_l1, both averaged over the values.
+    config.align.loss = "l2"
+    config.align.weight = 1.0  # factor on the loss
+
+    config.masking = ConfigDict()
+    # attention (patches that the teacher's class token looks at are likely to stay) | tube |
+    # random | frame | agnostic | block, ratio hidden. The released code runs with attention alone.
+    config.masking.encoder = ("attention", 0.8)
+
+    config.data.frames = 8
+    config.data.sampling = "segments"
+    config.data.flip = True
+    config.train.epochs = 201  # "200" by name
+    config.train.batch_videos = 2048
+    _use_probes(config)
+    return config.lock()
+
+
 DEFAULTS = {
     "videomae": pretrain_defaults,
     "mae_st": mae_st_defaults,
     "classify": finetune_defaults,
     "distill": distill_defaults,
     "maskfeat": maskfeat_defaults,
+    "umt": umt_defaults,
 }
 # Of each system; the functions of those with a choice take it as an argument.
 ARCHITECTURES = {
@@ -485,6 +531,7 @@ ARCHITECTURES = {
     "classify": ("vit", "mvit"),
     "distill": ("vit",),
     "maskfeat": ("mvit", "vit"),
+    "umt": ("vit",),
 }
 
 

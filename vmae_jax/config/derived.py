@@ -18,7 +18,7 @@ class TokenCounts:
     Attributes:
       grid: tokens along (time, height, width).
       visible: tokens that the encoder sees.
-      targets: tokens that the decoder predicts.
+      targets: tokens that the decoder predicts; those that are hidden, where there is none.
       patch_values: P, numbers in one patch.
     """
 
@@ -78,13 +78,18 @@ def token_counts(config: ConfigDict) -> TokenCounts:
     """Token counts of a pretraining recipe.
 
     Raises:
-      ConfigError: sizes that do not divide, or ratios that leave nothing.
+      ConfigError: sizes that do not divide, ratios that leave nothing, or a mask that follows the
+        attention of a teacher where there is none.
     """
-    grid = clip_grid(config)
-    try:
-        counts = masking.mask_counts(
-            grid, encoder=config.masking.encoder, decoder=config.masking.decoder
+    grid, kind = clip_grid(config), config.masking.encoder[0]
+    if kind in masking.GUIDED_MASKS and "teacher" not in config:
+        raise ConfigError(
+            f"config.masking.encoder={config.masking.encoder}: {config.system!r} has no teacher "
+            f"whose attention could guide it; choose one of {', '.join(masking.ENCODER_MASKS)}"
         )
+    stacks = [name for name in ("encoder", "decoder") if name in config.masking]
+    try:
+        counts = masking.mask_counts(grid, **{name: config.masking[name] for name in stacks})
     except ValueError as error:
         raise ConfigError(f"config.masking: {error}") from error
     return TokenCounts(grid, counts.visible, counts.targets, patch_values(config))
@@ -125,6 +130,50 @@ def mask_cells(config: ConfigDict) -> Grid:
     except ValueError as error:
         raise ConfigError(f"config.masking: {error}") from error
     return cells
+
+
+def aligned_layers(config: ConfigDict, group: str) -> tuple[int, ...]:
+    """Layers whose tokens are aligned, counted from 1, ascending.
+
+    Args:
+      config: the recipe.
+      group: whose: "model" (the student) or "teacher".
+
+    Raises:
+      ConfigError: more than there are.
+    """
+    depth = config[group].encoder.depth
+    field = {"model": "align.interval", "teacher": "teacher.interval"}[group]
+    interval = config.align.interval if group == "model" else config.teacher.interval
+    first = depth - (config.align.layers - 1) * interval
+    if first < 1:
+        raise ConfigError(
+            f"config.align.layers={config.align.layers} with config.{field}={interval} begin at "
+            f"layer {first}, but config.{group}.encoder has layers 1 to {depth}"
+        )
+    return tuple(range(first, depth + 1, interval))
+
+
+def teacher_grid(config: ConfigDict) -> Grid:
+    """Tokens of a clip along (time, height, width) in an image teacher, which are the student's.
+
+    Raises:
+      ConfigError: they are not, or sizes do not divide.
+    """
+    height, width = config.teacher.size
+    try:
+        grid = grid_of(
+            frames=config.data.frames, height=height, width=width, tubelet=config.teacher.tubelet
+        )
+    except ValueError as error:
+        raise ConfigError(f"config.teacher.size and config.teacher.tubelet: {error}") from error
+    if grid != clip_grid(config):
+        raise ConfigError(
+            f"the teacher has tokens on a grid {grid} (teacher.size {config.teacher.size}, "
+            f"teacher.tubelet {config.teacher.tubelet}), the student on {clip_grid(config)}; each "
+            "token of the one is compared with one of the other, so the grids must be equal"
+        )
+    return grid
 
 
 def mixed_clips(config: ConfigDict) -> int:

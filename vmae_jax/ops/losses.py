@@ -107,6 +107,46 @@ def masked_mse(pred: jax.Array, target: jax.Array, weight: jax.Array | None = No
     return Ratio(jnp.sum(error * weight), jnp.sum(weight))
 
 
+ALIGNMENTS = ("l2", "mse", "smooth_l1")
+
+
+def unit_vectors(x: jax.Array) -> jax.Array:
+    """Divides by the L2 norm over the last axis, in float32."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True))
+
+
+def alignment(student: jax.Array, teacher: jax.Array, *, kind: str) -> Ratio:
+    """How far the student's tokens are from the teacher's: mean of layers, summed over tokens.
+
+    Args:
+      student, teacher: [K, B, V, D] of K layers; computed in float32.
+      kind: "l2": 2 - 2 cos of unit vectors, their squared distance, summed over the values. "mse",
+        "smooth_l1" (which turns from square to line at 1): averaged over the values.
+
+    Returns:
+      Ratio; total / weight is the mean over layers, clips and tokens.
+
+    Source: the released engine of UMT (arXiv:2303.16058).
+    """
+    if student.shape != teacher.shape or student.ndim != 4:
+        raise ValueError(
+            f"expected two of one shape [K, B, V, D]: {student.shape}, {teacher.shape}"
+        )
+    student, teacher = student.astype(jnp.float32), teacher.astype(jnp.float32)
+    if kind == "l2":
+        errors = 2.0 - 2.0 * jnp.sum(student * teacher, axis=-1)
+    elif kind == "mse":
+        errors = jnp.square(student - teacher).mean(axis=-1)
+    elif kind == "smooth_l1":
+        away = jnp.abs(student - teacher)
+        errors = jnp.where(away < 1.0, 0.5 * away * away, away - 0.5).mean(axis=-1)
+    else:
+        raise ValueError(f"unknown alignment {kind!r}; choose one of {', '.join(ALIGNMENTS)}")
+    errors = errors.mean(axis=0)
+    return Ratio(errors.sum(), jnp.float32(errors.size))
+
+
 def soft_target_cross_entropy(logits: jax.Array, targets: jax.Array) -> Ratio:
     """Cross-entropy against distributions [B, K] (mixup, label smoothing)."""
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)

@@ -16,6 +16,7 @@ from vmae_jax.ops.patches import Grid
 from vmae_jax.ops.tokens import gather
 
 ENCODER_MASKS = ("tube", "random", "frame", "agnostic", "block")
+GUIDED_MASKS = ("attention",)  # of the encoder too, but they need to know how much patches matter
 DECODER_MASKS = ("none", "running_cell", "random", "frame", "tube")
 
 
@@ -45,8 +46,8 @@ def num_hidden(kind: str, *, ratio: float, grid: Grid) -> int:
     """Tokens of one clip that a mask of this kind hides; truncated as in the released code.
 
     Raises:
-      ValueError: unknown kind, or a ratio that hides none or all of the frame (tube), of the clip
-        (random, agnostic, block) or of the time slots (frame).
+      ValueError: unknown kind, or a ratio that hides none or all of the frame (tube, attention), of
+        the clip (random, agnostic, block) or of the time slots (frame).
     """
     t, h, w = grid
     units = {
@@ -55,6 +56,7 @@ def num_hidden(kind: str, *, ratio: float, grid: Grid) -> int:
         "frame": ("time slots", t, h * w),
         "agnostic": ("patches of the clip", t * h * w, 1),
         "block": ("patches of the clip", t * h * w, 1),
+        "attention": ("patches in each frame", h * w, t),
     }
     if kind == "running_cell":
         return int(running_cell_maps(grid, ratio)[0].sum())
@@ -75,7 +77,7 @@ def mask_counts(
     grid: Grid, *, encoder: tuple[str, float], decoder: tuple[str, float] = ("none", 0.0)
 ) -> MaskCounts:
     """Static counts for an encoder and a decoder mask, each given as (kind, ratio)."""
-    _check_kind("encoder", encoder[0], ENCODER_MASKS)
+    _check_kind("encoder", encoder[0], ENCODER_MASKS + GUIDED_MASKS)
     _check_kind("decoder", decoder[0], DECODER_MASKS)
     total = grid[0] * grid[1] * grid[2]
     hidden = num_hidden(encoder[0], ratio=encoder[1], grid=grid)
@@ -147,6 +149,36 @@ def block_mask(key: jax.Array, *, grid: Grid, ratio: float) -> jax.Array:
     distance = jnp.maximum(time[:, None, None], jnp.maximum(rows[:, None], columns)).reshape(-1)
     order = jnp.argsort(distance, stable=True)
     return jnp.argsort(order) < num_hidden("block", ratio=ratio, grid=grid)
+
+
+def attention_mask(key: jax.Array, importance: jax.Array, *, grid: Grid, ratio: float) -> jax.Array:
+    """Keeps patches of every time slot that matter, drawn one after the other without replacement.
+
+    Each draw takes a patch in proportion to its importance among those that are left, which is the
+    same as keeping the largest sums of log importance and Gumbel noise.
+
+    Args:
+      key: typed PRNG key of this clip.
+      importance: float32 [t, h*w], not negative; rows need not sum to one. Patches of importance
+        zero are kept where a slot has too few others, all of them with the same chance.
+      grid: tokens along (time, height, width); static.
+      ratio: share of the patches hidden in each slot, rounded down; static.
+
+    Returns:
+      bool [t*h*w], True = hidden; every slot hides the same count, and slots differ.
+
+    Source: UMT (arXiv:2303.16058), whose engine draws a full multinomial order of the teacher's
+    class-token attention and keeps its beginning.
+    """
+    t, h, w = grid
+    if importance.shape != (t, h * w):
+        raise ValueError(f"expected importance {(t, h * w)} for {tuple(grid)}: {importance.shape}")
+    kept = h * w - num_hidden("attention", ratio=ratio, grid=grid) // t
+    # Below any sum that a positive importance can give, but finite, so that zeros are drawn too.
+    weight = jnp.maximum(importance.astype(jnp.float32), jnp.finfo(jnp.float32).tiny)
+    noise = jax.random.gumbel(key, (t, h * w), jnp.float32)
+    order = jnp.argsort(-(jnp.log(weight) + noise), axis=-1)
+    return (jnp.argsort(order, axis=-1) >= kept).reshape(t * h * w)
 
 
 def running_cell_maps(grid: Grid, ratio: float) -> np.ndarray:
@@ -222,20 +254,34 @@ def split_indices(mask: jax.Array, num_true: int) -> tuple[jax.Array, jax.Array]
 
 
 def encoder_mask(
-    keys: jax.Array, *, kind: str, ratio: float, grid: Grid
+    keys: jax.Array,
+    *,
+    kind: str,
+    ratio: float,
+    grid: Grid,
+    importance: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Masks of a batch for the encoder.
 
     Args:
       keys: typed PRNG keys [B], one per clip.
-      kind: one of `ENCODER_MASKS`.
+      kind: one of `ENCODER_MASKS` or `GUIDED_MASKS`.
+      importance: of each patch, float32 [B, t, h*w], for `GUIDED_MASKS`; unused by the others.
 
     Returns:
       (visible_idx int32 [B, V], hidden_idx int32 [B, N - V], hidden bool [B, N]).
     """
-    _check_kind("encoder", kind, ENCODER_MASKS)
+    _check_kind("encoder", kind, ENCODER_MASKS + GUIDED_MASKS)
     t, h, w = grid
     count = num_hidden(kind, ratio=ratio, grid=grid)
+    if kind in GUIDED_MASKS:
+        if importance is None:
+            raise ValueError(f"a mask of the kind {kind!r} needs the importance of patches")
+        hidden = jax.vmap(functools.partial(attention_mask, grid=grid, ratio=ratio))(
+            keys, importance
+        )
+        # Every slot hides as many, so slots are sorted one by one.
+        return *_in_slots(split_indices(hidden.reshape(-1, t, h * w), count // t)), hidden
     masks = {
         "tube": tube_mask,
         "random": random_mask,
@@ -247,12 +293,17 @@ def encoder_mask(
     if kind != "tube":
         return *split_indices(hidden, count), hidden
     # A tube repeats one frame: sort h*w entries instead of t*h*w.
-    frame_idx = split_indices(hidden[:, : h * w], count // t)
-    slots = jnp.arange(t, dtype=jnp.int32)[None, :, None] * (h * w)
-    visible_idx, hidden_idx = (
-        (slots + idx[:, None, :]).reshape(idx.shape[0], -1) for idx in frame_idx
-    )
-    return visible_idx, hidden_idx, hidden
+    first = split_indices(hidden[:, None, : h * w], count // t)
+    frames = tuple(jnp.broadcast_to(idx, (len(keys), t, idx.shape[-1])) for idx in first)
+    return *_in_slots(frames), hidden
+
+
+def _in_slots(frames: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Indices within the frame of each time slot, (visible, hidden) [B, t, ...], as a clip's."""
+    size = sum(idx.shape[-1] for idx in frames)
+    slots = jnp.arange(frames[0].shape[1], dtype=jnp.int32)[:, None] * size
+    visible_idx, hidden_idx = ((slots + idx).reshape(idx.shape[0], -1) for idx in frames)
+    return visible_idx, hidden_idx
 
 
 def decoder_mask(
@@ -291,6 +342,7 @@ def pretraining_masks(
     grid: Grid,
     encoder: tuple[str, float],
     decoder: tuple[str, float] = ("none", 0.0),
+    importance: jax.Array | None = None,
 ) -> Masks:
     """Both masks of a batch, drawn independently from one key per clip.
 
@@ -298,11 +350,12 @@ def pretraining_masks(
       keys: typed PRNG keys [B].
       grid: tokens along (time, height, width); static.
       encoder, decoder: (kind, ratio), e.g. ("tube", 0.9) and ("running_cell", 0.5).
+      importance: see `encoder_mask`.
     """
     encoder_keys = jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys)
     decoder_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
     visible_idx, hidden_idx, hidden = encoder_mask(
-        encoder_keys, kind=encoder[0], ratio=encoder[1], grid=grid
+        encoder_keys, kind=encoder[0], ratio=encoder[1], grid=grid, importance=importance
     )
     target_idx = decoder_mask(
         decoder_keys, kind=decoder[0], ratio=decoder[1], grid=grid, hidden_idx=hidden_idx
