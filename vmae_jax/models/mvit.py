@@ -316,7 +316,6 @@ class MViT(Placed):
         self.patch_embed = Stem(
             spec.stem_kernel, tubelet, channels, spec.width, dtype=options.dtype, rngs=rngs
         )
-
         super().__init__(
             spec.width, positions=positions, grid=grid, class_token=class_token, rngs=rngs
         )
