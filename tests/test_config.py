@@ -252,6 +252,24 @@ def test_videos_are_shared_evenly_where_their_clips_are_cut_on_the_device():
         config_lib.validate(config)
 
 
+def test_positions_that_a_system_cannot_have_are_refused():
+    config = config_lib.finetune_defaults()
+    config.model.positions = "frozen"
+    with pytest.raises(
+        config_lib.ConfigError, match=r"frozen.*config\.init_from must name weights"
+    ):
+        config_lib.validate(config)
+    config.init_from, config.model.sincos_grid = "weights", (8, 14)
+    with pytest.raises(config_lib.ConfigError, match=r"sincos_grid=\(8, 14\): must be \(frames"):
+        config_lib.validate(config)
+    config.model.sincos_grid = (8, 14, 14)
+    config_lib.validate(config)
+    config = config_lib.pretrain_defaults()
+    config.model.sincos_grid = (8, 14, 14)
+    with pytest.raises(config_lib.ConfigError, match="interpolated, the system is 'videomae'"):
+        config_lib.validate(config)
+
+
 def test_fewer_videos_than_a_batch_is_an_error_with_the_number_to_set():
     with pytest.raises(config_lib.ConfigError, match="set it to 100 or less"):
         config_lib.plan(config_lib.pretrain_defaults(), 100)

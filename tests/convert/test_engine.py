@@ -12,7 +12,6 @@ from vmae_jax.convert.engine import (
 )
 from vmae_jax.convert.families import recognise
 from vmae_jax.convert.fit import CLASSIFIER, EXACT, PRETRAINING, fit, starting_policy
-from vmae_jax.convert.positions import resize_positions
 from vmae_jax.convert.videomae import (
     finetune_table,
     pretrain_table,
@@ -22,6 +21,7 @@ from vmae_jax.models.functional import functional
 from vmae_jax.models.layers import StackOptions
 from vmae_jax.models.mae import MaskedAutoencoder
 from vmae_jax.models.vit import Classifier
+from vmae_jax.ops.pos_embed import resize_positions
 from vmae_jax.variants import StackSpec
 
 TUBELET, CHANNELS = (1, 2, 3), 2

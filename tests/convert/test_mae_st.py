@@ -11,8 +11,8 @@ from vmae_jax.convert.engine import Report, flatten, to_ours, to_theirs, unflatt
 from vmae_jax.convert.export import save_released
 from vmae_jax.convert.families import recognise, released_table
 from vmae_jax.convert.fit import fit, starting_policy
-from vmae_jax.convert.positions import resize_positions
 from vmae_jax.convert.sources import Source, read
+from vmae_jax.ops.pos_embed import resize_positions
 
 TUBELET = (2, 4, 4)
 

@@ -10,6 +10,7 @@ from vmae_jax.models.functional import functional
 from vmae_jax.models.layers import StackOptions
 from vmae_jax.models.positions import Placed
 from vmae_jax.models.vit import Classifier, ViTEncoder
+from vmae_jax.ops.pos_embed import sincos_positions, sincos_table
 from vmae_jax.variants import StackSpec
 
 GRID = (2, 2, 3)
@@ -48,6 +49,14 @@ def test_tables_fit_the_grid_that_they_were_learned_for():
         placed("joint", grid=None)
     with pytest.raises(ValueError, match="sincos, separable"):
         placed("rotary")
+
+
+def test_the_sinusoid_of_a_grid_is_interpolated_for_clips_with_another():
+    interpolated = sincos_positions((4, 2, 3), 6, origin=GRID)
+    for origin, expected in ((GRID, interpolated), (None, sincos_table(24, 6))):
+        module = Placed(6, positions="sincos", grid=origin, class_token=False, rngs=nnx.Rngs(0))
+        rows = module.placed(jnp.zeros((1, 24, 6)), None, grid=(4, 2, 3))
+        np.testing.assert_array_equal(rows[0], expected)
 
 
 def network(make, **changes):

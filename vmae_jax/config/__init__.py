@@ -19,6 +19,7 @@ from vmae_jax.config.defaults import (
     pretrain_defaults,
     stack,
     umt_defaults,
+    umt_finetune_defaults,
     use_mvit,
 )
 from vmae_jax.config.derived import (
@@ -73,6 +74,7 @@ __all__ = [
     "to_json",
     "token_counts",
     "umt_defaults",
+    "umt_finetune_defaults",
     "use_mvit",
     "validate",
 ]

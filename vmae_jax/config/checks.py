@@ -250,7 +250,12 @@ _ALIGNING: tuple[_Check, ...] = (
 )
 
 _VIT: tuple[_Check, ...] = (
-    _one_of("model.positions", "sincos", "separable", "joint"),
+    _one_of("model.positions", "sincos", "separable", "joint", "frozen"),
+    (
+        "model.sincos_grid",
+        lambda v: len(v) in (0, 3) and min(v, default=1) > 0,
+        "must be (frames, rows, columns) of tokens or ()",
+    ),
     _one_of("model.class_token", True, False),
     _one_of("model.key_bias", True, False),
     _one_of("model.init", *INITS),
@@ -307,8 +312,27 @@ def _check_alignment(config: ConfigDict) -> None:
         )
 
 
+def _check_positions(config: ConfigDict) -> None:
+    """Whether positions can be had as asked for.
+
+    Raises:
+      ConfigError: they cannot.
+    """
+    model = config.model
+    if model.positions == "frozen" and not config.init_from:
+        raise ConfigError(
+            "config.model.positions='frozen' keeps a table that was loaded, so config.init_from "
+            "must name weights; else choose 'sincos', 'separable', 'joint'"
+        )
+    if model.sincos_grid and config.system != "classify":
+        raise ConfigError(
+            f"config.model.sincos_grid={model.sincos_grid}: only a classifier's sinusoid is "
+            f"interpolated, the system is {config.system!r}; set it to ()"
+        )
+
+
 # Functions that raise where sizes do not go together.
-_DERIVED_OF_NETWORK = {"vit": (), "mvit": (mvit_spec,)}
+_DERIVED_OF_NETWORK = {"vit": (_check_positions,), "mvit": (mvit_spec,)}
 _DERIVED_OF = {
     "videomae": (token_counts,),
     "mae_st": (token_counts, _check_decoder),

@@ -54,8 +54,12 @@ def _defaults(system: str) -> ConfigDict:
     config.model.encoder = stack(VIT_VARIANTS["B"])
     config.model.tubelet = (2, 16, 16)  # frames, rows, columns of one patch
     config.model.channels = 3  # 3: RGB; 1: grey
-    # sincos (fixed) | separable (learned tables of space and of time) | joint (one learned table).
+    # sincos (fixed) | separable (learned tables of space and of time) | joint (one learned table) |
+    # frozen (the table that `init_from` has, as it is).
     config.model.positions = "sincos"
+    # Frames, rows, columns of tokens whose sinusoid a classifier's clips have; on another grid it
+    # is interpolated. (): that of the clip's own grid.
+    config.model.sincos_grid = ()
     config.model.class_token = False  # one token more, in front of the patches'
     config.model.key_bias = False  # q, k and v all have biases; False: q and v
     # How parameters begin: videomae | mae_st (its repository) | slowfast (PySlowFast).
@@ -186,7 +190,7 @@ def use_mvit(config: ConfigDict, spec: MViTSpec) -> None:
     # none | separable | joint: learned, added to the stem's tokens. Positions relative to each
     # other are learned in every block whatever this says.
     config.model.positions = "none"
-    for field in ("key_bias", "init", "layer_scale", "cosine_attention"):
+    for field in ("sincos_grid", "key_bias", "init", "layer_scale", "cosine_attention"):
         del config.model[field]
 
 
@@ -440,6 +444,30 @@ def mae_st_finetune_defaults() -> ConfigDict:
     config.optim.clip_norm = 5.0
     config.train.epochs = 50
     config.train.batch_videos = 256
+    return config.lock()
+
+
+def umt_finetune_defaults() -> ConfigDict:
+    """Returns a locked config that fine-tunes what UMT has pretrained (ViT-B, Kinetics-710).
+
+    A classifier like any other (`finetune_defaults`), on patches of a single frame. The scripts
+    keep the checkpoint that is best in validation, and compute in float16.
+
+    Source: Unmasked Teacher (arXiv:2303.16058) and its released scripts (reference: umt.md, A6).
+    """
+    config = finetune_defaults().unlock()
+    config.model.tubelet = (1, 16, 16)
+    config.model.sincos_grid = (8, 14, 14)
+    config.data.frames = 8
+    config.data.sampling = "sparse"
+    config.data.views = (4, 3)
+    config.augment.mix_clips = 32  # of one GPU: 16 videos, two clips of each
+    config.optim.base_lr = 2e-4
+    # The rates are of 256 clips, and a video gives two.
+    config.optim.lr_per_videos = 128.0
+    config.optim.warmup_epochs = 2.0
+    config.train.epochs = 35
+    config.train.batch_videos = 256  # 16 GPUs x 16
     return config.lock()
 
 

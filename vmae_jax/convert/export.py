@@ -116,11 +116,13 @@ def transformers_config(arrays: Mapping[str, np.ndarray], config: ConfigDict) ->
             "neither a decoder nor a classifier: transformers has no class for it"
         )
     frames, rows, columns = model.tubelet
+    grid = config_lib.clip_grid(config)
     lacking = {
         "cosine attention": model.cosine_attention,
         "layer scale": model.layer_scale > 0,
         f"patches of {rows} x {columns} pixels": rows != columns,
         "learned positions": any(path.startswith("encoder/pos_embed") for path in arrays),
+        "positions of another grid": (tuple(model.sincos_grid) or grid) != grid,
         "class token": "encoder/cls_token" in arrays,
         "biases of the keys": "encoder/blocks/attn/k_bias" in arrays,
     }

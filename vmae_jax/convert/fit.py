@@ -18,8 +18,8 @@ from vmae_jax.convert.engine import (
     reason_for,
     regrouped,
 )
-from vmae_jax.convert.positions import resize_positions
 from vmae_jax.ops.patches import Grid
+from vmae_jax.ops.pos_embed import resize_positions
 from vmae_jax.ops.relative import linear_weights
 
 

@@ -6,7 +6,7 @@ from flax import nnx
 
 from vmae_jax.models import init
 from vmae_jax.ops.patches import Grid
-from vmae_jax.ops.pos_embed import sincos_table
+from vmae_jax.ops.pos_embed import sincos_positions
 from vmae_jax.variants import POSITIONS
 
 
@@ -23,7 +23,8 @@ class Placed(nnx.Module):
         [D]. "joint": one table `pos_embed`
         [t*h*w, D], with the class token's row in front where there is one. "frozen": a joint table
         that starts at zero and, as in VideoMAE's released code, receives no gradient.
-      grid: tokens along (time, height, width) that learned tables are for; unused for "sincos".
+      grid: tokens along (time, height, width) that tables are for. The sinusoid is interpolated for
+        clips with others (`sincos_positions`); None: it is that of every clip's own.
       class_token: whether a class token comes in front of the tokens; under "sincos" it has no
         position.
 
@@ -60,7 +61,7 @@ class Placed(nnx.Module):
             rows = grid[0] * grid[1] * grid[2] + class_token
             self.pos_embed = nnx.Param(jnp.zeros((rows, width), jnp.float32))
         self.positions, self.class_token = positions, class_token
-        self.learned_for = tuple(grid) if learned else None
+        self.table_grid = None if grid is None else tuple(grid)
 
     def placed(
         self,
@@ -98,10 +99,10 @@ class Placed(nnx.Module):
         if self.positions == "none":
             return None, None
         if self.positions == "sincos":
-            return sincos_table(grid[0] * grid[1] * grid[2], width), None
-        if grid != self.learned_for:
+            return sincos_positions(grid, width, origin=self.table_grid or grid), None
+        if grid != self.table_grid:
             raise ValueError(
-                f"positions were learned for tokens on a grid {self.learned_for}, the clip's is "
+                f"positions were learned for tokens on a grid {self.table_grid}, the clip's is "
                 f"{grid}; load the weights into a model for that grid, which interpolates them"
             )
         if self.positions == "separable":

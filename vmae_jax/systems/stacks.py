@@ -74,10 +74,12 @@ def vit_fields(config: ConfigDict, tubelet: Tubelet | None = None) -> dict[str, 
       config: the recipe.
       tubelet: of a network other than the one that is trained (a teacher).
     """
-    model = config.model
+    model, grid = config.model, clip_grid(config, tubelet)
+    if model.positions == "sincos" and model.sincos_grid:
+        grid = tuple(model.sincos_grid)
     return {
         "positions": model.positions,
-        "grid": clip_grid(config, tubelet),
+        "grid": grid,
         "class_token": model.class_token,
         "scheme": SCHEMES[model.init],
     }
