@@ -24,9 +24,10 @@ from vmae_jax.data.pipeline import ClipPipeline, PipelineOptions
 from vmae_jax.systems.base import System
 from vmae_jax.train import optim
 from vmae_jax.train.checkpoints import read_params
+from vmae_jax.train.frozen import place_frozen
 from vmae_jax.train.loop import Run
 from vmae_jax.train.schedules import warmup_cosine
-from vmae_jax.train.sharding import state_shardings
+from vmae_jax.train.sharding import make_mesh, state_shardings
 from vmae_jax.train.step import StepOptions
 
 _log = logging.getLogger(__name__)
@@ -281,6 +282,19 @@ def frozen_weights(config: ConfigDict) -> Callable[[Any], Any] | None:
         )
     described = teacher_config(config)
     return lambda abstract: load_weights(config.teacher.weights, described, abstract)
+
+
+def open_frozen(config: ConfigDict, system: System) -> Any:
+    """What a system needs and never trains, on the devices; None where it needs nothing.
+
+    Raises:
+      ConfigError, CheckpointError, ConversionError: there is a teacher whose weights are not named,
+        cannot be read or do not fit.
+    """
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        mesh = make_mesh(1, jax.local_devices()[:1])
+    return place_frozen(system, mesh, jax.random.key(config.seed), frozen_weights(config))
 
 
 def teacher_config(config: ConfigDict) -> ConfigDict:

@@ -42,7 +42,7 @@ def clips(count=2):
 def test_visible_patches_stay_and_hidden_ones_are_grey_or_predicted(normalize):
     system = systems.build(small_config(normalize))
     batch, params = clips(), system.init(jax.random.key(0))
-    videos = make_reconstruct(system)(params, batch, jax.random.key(1))
+    videos = make_reconstruct(system)(params, None, batch, jax.random.key(1))
     labels = list(videos)
     assert labels[:2] == ["original", "masked"]
     assert len(labels) == (4 if normalize else 3)
@@ -68,11 +68,11 @@ def test_true_statistics_undo_the_normalisation_exactly():
 def test_drawing_works_on_a_mesh_wider_than_the_clips():
     system = systems.build(small_config(True))
     params = system.init(jax.random.key(0))
-    alone = make_draw(system)(params, clips(3), jax.random.key(1))
+    alone = make_draw(system, lambda: None)(params, clips(3), jax.random.key(1))
     from vmae_jax.train.sharding import make_mesh
 
     with jax.set_mesh(make_mesh(2)):
-        shared = make_draw(system)(params, clips(3), jax.random.key(1))
+        shared = make_draw(system, lambda: None)(params, clips(3), jax.random.key(1))
     assert np.abs(alone.astype(int) - shared.astype(int)).max() <= 1
 
 

@@ -99,7 +99,7 @@ def test_pictures_show_the_predicted_frames_and_say_so():
     config = small_config()
     system = systems.build(config)
     batch, keys = clips(), jax.random.split(jax.random.key(0), 2)
-    shown = jax.jit(system.reconstruct)(params(), batch, keys)
+    shown = jax.jit(system.reconstruct)(params(), None, batch, keys)
     assert set(shown) == {
         "original, predicted frames only",
         "masked",

@@ -103,7 +103,7 @@ def test_targets_are_float32_when_the_network_is_not(batch):
 
 
 def test_pictures_show_glyphs_where_features_are_predicted(system, params):
-    videos = make_reconstruct(system)(params, clips(), jax.random.key(1))
+    videos = make_reconstruct(system)(params, None, clips(), jax.random.key(1))
     original, masked, glyphs, prediction = videos.values()
     np.testing.assert_array_equal(original, clips()["video"])
     hidden = (masked == 128).all(axis=-1)

@@ -1,5 +1,6 @@
 """Pictures of what a masked model reconstructs: for the training log and the command line."""
 
+import functools
 from collections.abc import Callable, Mapping
 
 import jax
@@ -15,8 +16,8 @@ _TEXT_HEIGHT = 16
 
 def make_reconstruct(
     system: System,
-) -> Callable[[Params, Mapping[str, jax.Array], jax.Array], dict[str, np.ndarray]]:
-    """Returns a jitted `(params, batch, key) -> {label: videos}`.
+) -> Callable[[Params, Params, Mapping[str, jax.Array], jax.Array], dict[str, np.ndarray]]:
+    """Returns a jitted `(params, frozen, batch, key) -> {label: videos}`.
 
     Args:
       system: one whose predictions are pictures.
@@ -34,28 +35,38 @@ def make_reconstruct(
     labels: list[str] = []  # in the system's order: jit returns dicts sorted by key
 
     @jax.jit
-    def run(params: Params, batch: Mapping[str, jax.Array], key: jax.Array) -> list[jax.Array]:
+    def run(
+        params: Params, frozen: Params, batch: Mapping[str, jax.Array], key: jax.Array
+    ) -> list[jax.Array]:
         keys = clip_keys(key, 0, batch["index"])
-        videos = reconstruct(compute_copy(params, system.compute_dtype), batch, keys)
+        videos = reconstruct(compute_copy(params, system.compute_dtype), frozen, batch, keys)
         labels[:] = videos
         videos = [(video * 255.0).round().astype("uint8") for video in videos.values()]
         if jax.sharding.get_abstract_mesh().empty:
             return videos
         return jax.lax.with_sharding_constraint(videos, P())
 
-    def on_host(params: Params, batch: Mapping[str, jax.Array], key: jax.Array):
-        videos = [np.asarray(video) for video in run(params, batch, key)]
+    def on_host(
+        params: Params, frozen: Params, batch: Mapping[str, jax.Array], key: jax.Array
+    ) -> dict[str, np.ndarray]:
+        videos = [np.asarray(video) for video in run(params, frozen, batch, key)]
         return dict(zip(labels, videos, strict=True))
 
     return on_host
 
 
 def make_draw(
-    system: System,
+    system: System, open_frozen: Callable[[], Params]
 ) -> Callable[[Params, Mapping[str, jax.Array], jax.Array], np.ndarray]:
-    """Returns `(params, batch, key) -> picture`, uint8 [H, W, 3]; see `make_reconstruct`."""
-    reconstruct = make_reconstruct(system)
-    return lambda params, batch, key: grid_picture(reconstruct(params, batch, key))
+    """Returns `(params, batch, key) -> picture`, uint8 [H, W, 3]; see `make_reconstruct`.
+
+    Args:
+      system: of the run.
+      open_frozen: gets what it never trains (None, where there is no such thing), for pictures
+        alone: asked once, at the first of them, so that a run without pictures has it once.
+    """
+    reconstruct, frozen = make_reconstruct(system), functools.cache(open_frozen)
+    return lambda params, batch, key: grid_picture(reconstruct(params, frozen(), batch, key))
 
 
 def grid_picture(videos: Mapping[str, np.ndarray], *, max_frames: int = 8) -> np.ndarray:

@@ -119,6 +119,7 @@ def add_positions(tokens: jax.Array, table: jax.Array, idx: jax.Array | None) ->
     """Adds rows of a float32 table [N, D] to tokens [B, K, D]; the sum is taken in float32.
 
     Args:
+      tokens: there may be further axes in front.
       idx: int32 [B, K], position of each token; None: the tokens are all N, in raster order.
     """
     table = jnp.asarray(table, jnp.float32)

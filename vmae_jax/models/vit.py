@@ -73,6 +73,7 @@ class ViTEncoder(Placed):
         grid: Grid,
         keys: jax.Array | None = None,
         layer: int | None = None,
+        taps: tuple[int, ...] = (),
         mask_token: jax.Array | None = None,
         hidden: jax.Array | None = None,
     ) -> jax.Array:
@@ -85,14 +86,17 @@ class ViTEncoder(Placed):
           grid: tokens along (time, height, width) of the whole clip; static.
           keys: typed PRNG keys [B] for stochastic depth; None: evaluation mode.
           layer: number of blocks to run; None: all of them, and the final norm if there is one.
+          taps: layers whose tokens are wanted, counted from 1 and ascending, each after the final
+            norm if there is one; (): those of the last.
           mask_token: [D], in place of M patches that are hidden; None: these are left out.
           hidden: bool [B, K], patches that are given and that the mask token replaces; M is 0.
 
         Returns:
           [B, K (+ M), D] in the compute dtype; with a class token [B, 1 + K (+ M), D].
+          With taps these for each of them, on a leading axis.
         """
         x = self._embed(patches, idx, grid, mask_token, hidden)
-        x = run_stack(self.blocks, x, self.options, keys=keys, layers=layer)
+        x = run_stack(self.blocks, x, self.options, keys=keys, layers=layer, taps=taps)
         return self.norm(x) if self.final_norm and layer is None else x
 
     def attention(self, patches: jax.Array, *, grid: Grid, layer: int) -> jax.Array:

@@ -152,33 +152,57 @@ def block_mask(key: jax.Array, *, grid: Grid, ratio: float) -> jax.Array:
 
 
 def attention_mask(key: jax.Array, importance: jax.Array, *, grid: Grid, ratio: float) -> jax.Array:
-    """Keeps patches of every time slot that matter, drawn one after the other without replacement.
-
-    Each draw takes a patch in proportion to its importance among those that are left, which is the
-    same as keeping the largest sums of log importance and Gumbel noise.
+    """Keeps patches of every time slot by chance, those that matter more often than others.
 
     Args:
       key: typed PRNG key of this clip.
-      importance: float32 [t, h*w], not negative; rows need not sum to one. Patches of importance
-        zero are kept where a slot has too few others, all of them with the same chance.
+      importance: float32 [t, h*w], see `draw_order`.
       grid: tokens along (time, height, width); static.
       ratio: share of the patches hidden in each slot, rounded down; static.
 
     Returns:
       bool [t*h*w], True = hidden; every slot hides the same count, and slots differ.
 
-    Source: UMT (arXiv:2303.16058), whose engine draws a full multinomial order of the teacher's
+    Source: UMT (arXiv:2303.16058), whose engine draws a full order of the patches by the teacher's
     class-token attention and keeps its beginning.
     """
-    t, h, w = grid
-    if importance.shape != (t, h * w):
-        raise ValueError(f"expected importance {(t, h * w)} for {tuple(grid)}: {importance.shape}")
-    kept = h * w - num_hidden("attention", ratio=ratio, grid=grid) // t
+    return hidden_by_order(draw_order(key, importance), grid=grid, ratio=ratio)
+
+
+def draw_order(key: jax.Array, importance: jax.Array) -> jax.Array:
+    """Draws patches one after the other without replacement, in proportion to their importance.
+
+    The order of the sums of log importance and Gumbel noise has exactly this law.
+
+    Args:
+      key: typed PRNG key.
+      importance: [..., N], not negative; rows need not sum to one. Patches of importance zero come
+        last, in any order.
+
+    Returns:
+      int32 [..., N], patches in the order of the draw.
+    """
     # Below any sum that a positive importance can give, but finite, so that zeros are drawn too.
     weight = jnp.maximum(importance.astype(jnp.float32), jnp.finfo(jnp.float32).tiny)
-    noise = jax.random.gumbel(key, (t, h * w), jnp.float32)
-    order = jnp.argsort(-(jnp.log(weight) + noise), axis=-1)
-    return (jnp.argsort(order, axis=-1) >= kept).reshape(t * h * w)
+    noise = jax.random.gumbel(key, importance.shape, jnp.float32)
+    return jnp.argsort(-(jnp.log(weight) + noise), axis=-1).astype(jnp.int32)
+
+
+def hidden_by_order(order: jax.Array, *, grid: Grid, ratio: float) -> jax.Array:
+    """Keeps the first patches of each time slot.
+
+    Args:
+      order: int32 [..., t, h*w], patches from the first that is kept to the last.
+      grid, ratio: see `attention_mask`.
+
+    Returns:
+      bool [..., t*h*w], True = hidden.
+    """
+    t, h, w = grid
+    if order.shape[-2:] != (t, h * w):
+        raise ValueError(f"expected an order {(t, h * w)} of a grid {tuple(grid)}: {order.shape}")
+    kept = h * w - num_hidden("attention", ratio=ratio, grid=grid) // t
+    return (jnp.argsort(order, axis=-1) >= kept).reshape(*order.shape[:-2], t * h * w)
 
 
 def running_cell_maps(grid: Grid, ratio: float) -> np.ndarray:

@@ -16,7 +16,7 @@ from vmae_jax.models.mae import MaskedAutoencoder
 from vmae_jax.ops.patches import Order, Tubelet, to_planes, unpatchify
 from vmae_jax.ops.tokens import scatter
 from vmae_jax.systems.base import Params
-from vmae_jax.systems.stacks import spec_of, stack_options, vit_fields
+from vmae_jax.systems.stacks import for_planes, spec_of, stack_options, vit_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,12 +148,6 @@ def painter(
 
 def _for_planes(params: Params, channels: int) -> Params:
     """The parameters for patches in the order of planes; they are kept in that of pixels."""
-    reordered = functools.partial(to_planes, channels=channels)
-    encoder, decoder = params["encoder"], params["decoder"]
-    embed, head = encoder["patch_embed"], decoder["head"]
-    embed = embed | {"kernel": reordered(embed["kernel"], axis=0)}
-    head = jax.tree.map(reordered, head)
-    return params | {
-        "encoder": encoder | {"patch_embed": embed},
-        "decoder": decoder | {"head": head},
-    }
+    decoder = params["decoder"]
+    head = jax.tree.map(functools.partial(to_planes, channels=channels), decoder["head"])
+    return for_planes(params, channels) | {"decoder": decoder | {"head": head}}

@@ -78,8 +78,8 @@ class System:
         nothing is classified.
       init_frozen: `key -> frozen` for a tree that is never trained (a teacher), or None. Its
         kernels are kept in the compute dtype.
-      reconstruct: `(params, batch, keys) -> {label: video}` with videos `[B, T, H, W, C]` float32
-        in [0, 1], for systems whose predictions are pictures; else None.
+      reconstruct: `(params, frozen, batch, keys) -> {label: video}` with videos `[B, T, H, W, C]`
+        float32 in [0, 1], for systems whose predictions can be drawn; else None.
     """
 
     name: str
@@ -95,7 +95,7 @@ class System:
     logits: Callable[[Params, Batch], jax.Array] | None = None
     choices: Mapping[str, str] = dataclasses.field(default_factory=dict)
     init_frozen: Callable[[jax.Array], Params] | None = None
-    reconstruct: Callable[[Params, Batch, jax.Array], dict[str, jax.Array]] | None = None
+    reconstruct: Callable[[Params, Params, Batch, jax.Array], dict[str, jax.Array]] | None = None
 
 
 def clip_keys(key: jax.Array, step: jax.Array, index: jax.Array) -> jax.Array:

@@ -1,7 +1,6 @@
 """Classifiers as pure functions of their parameters: a student, a teacher."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,11 +15,18 @@ from vmae_jax.models import flops
 from vmae_jax.models.functional import functional
 from vmae_jax.models.mvit import MViTClassifier
 from vmae_jax.models.vit import Classifier
-from vmae_jax.ops.patches import patchify, to_planes
+from vmae_jax.ops.patches import patchify
 from vmae_jax.systems.base import Batch, Encoder, Params
 from vmae_jax.systems.inputs import normalised_clips
 from vmae_jax.systems.multiscale import mvit_encoder, mvit_fields, mvit_macs, mvit_options
-from vmae_jax.systems.stacks import spec_of, stack_options, vit_encoder, vit_fields, vit_tokens
+from vmae_jax.systems.stacks import (
+    for_planes,
+    spec_of,
+    stack_options,
+    vit_encoder,
+    vit_fields,
+    vit_tokens,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +142,7 @@ def _vit(config: ConfigDict, chip: Chip, group: str) -> _Network:
 
     def apply(params: Params, video: jax.Array, **call: Any) -> jax.Array:
         patches = patchify(video, tubelet, order="planes")
-        return network.apply(_for_planes(params, channels), patches, grid=grid, **call)
+        return network.apply(for_planes(params, channels), patches, grid=grid, **call)
 
     macs = flops.classifier_macs(
         spec,
@@ -170,11 +176,3 @@ def _head_fields(config: ConfigDict, group: str) -> dict[str, Any]:
         "init_scale": config.model.head_scale,
         "head_dropout": config.model.head_dropout,
     }
-
-
-def _for_planes(params: Params, channels: int) -> Params:
-    """The parameters for patches in the order of planes; they are kept in that of pixels."""
-    reordered = functools.partial(to_planes, channels=channels, axis=0)
-    embed = params["encoder"]["patch_embed"]
-    embed = embed | {"kernel": reordered(embed["kernel"])}
-    return params | {"encoder": params["encoder"] | {"patch_embed": embed}}

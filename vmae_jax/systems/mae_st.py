@@ -82,7 +82,9 @@ def build(config: ConfigDict, chip: Chip) -> System:
         )
         return masked_mse(pred, batch["target"], batch["weight"]), {}
 
-    def reconstruct(params: Params, batch: Batch, keys: jax.Array) -> dict[str, jax.Array]:
+    def reconstruct(
+        params: Params, frozen: Params, batch: Batch, keys: jax.Array
+    ) -> dict[str, jax.Array]:
         """Videos of the predicted frames; every hidden token is predicted."""
         masks = masking.pretraining_masks(keys, grid=grid, encoder=options.encoder)
         video = clips(config, batch)

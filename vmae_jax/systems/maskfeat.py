@@ -97,7 +97,7 @@ def build(config: ConfigDict, chip: Chip) -> System:
         pred = network.apply(params, batch["seen"], batch["hidden"], keys=keys, **parts.called_with)
         return masked_mse(pred, batch["target"], batch["weight"]), {}
 
-    def reconstruct(params: Params, batch: Batch, keys: jax.Array) -> Pictures:
+    def reconstruct(params: Params, frozen: Params, batch: Batch, keys: jax.Array) -> Pictures:
         """Videos to look at."""
         video, mask = clips(config, batch), masks(keys)
         hidden = to_tokens(mask, stem_grid)

@@ -15,7 +15,7 @@ from vmae_jax.models.init import SCHEMES
 from vmae_jax.models.layers import StackOptions
 from vmae_jax.models.vit import ViTEncoder
 from vmae_jax.ops.attention import choose_attention
-from vmae_jax.ops.patches import Tubelet
+from vmae_jax.ops.patches import Tubelet, to_planes
 from vmae_jax.systems.base import Batch, Encoder, Params
 from vmae_jax.systems.inputs import patches_of
 from vmae_jax.variants import StackSpec
@@ -88,6 +88,14 @@ def vit_fields(config: ConfigDict, tubelet: Tubelet | None = None) -> dict[str, 
 def vit_tokens(config: ConfigDict, tubelet: Tubelet | None = None) -> int:
     """Tokens of a whole clip, the class token among them; arguments as above."""
     return math.prod(clip_grid(config, tubelet)) + config.model.class_token
+
+
+def for_planes(params: Params, channels: int) -> Params:
+    """Parameters with an `encoder` for patches in the order of planes; kept in that of pixels."""
+    encoder = params["encoder"]
+    kernel = to_planes(encoder["patch_embed"]["kernel"], channels=channels, axis=0)
+    embed = encoder["patch_embed"] | {"kernel": kernel}
+    return params | {"encoder": encoder | {"patch_embed": embed}}
 
 
 def vit_encoder(

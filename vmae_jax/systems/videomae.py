@@ -70,7 +70,9 @@ def build(config: ConfigDict, chip: Chip) -> System:
         )
         return masked_mse(pred, batch["target"], batch["weight"]), {}
 
-    def reconstruct(params: Params, batch: Batch, keys: jax.Array) -> dict[str, jax.Array]:
+    def reconstruct(
+        params: Params, frozen: Params, batch: Batch, keys: jax.Array
+    ) -> dict[str, jax.Array]:
         """Videos to look at; every hidden token is predicted, whatever the decoder mask."""
         masks = masking.pretraining_masks(keys, grid=grid, encoder=config.masking.encoder)
         patches = patchify(clips(config, batch), tubelet)

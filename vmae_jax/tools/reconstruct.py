@@ -53,8 +53,11 @@ def reconstruct(
             "weights of a pretraining network"
         )
     batch, names = _clips(model.config, videos, num_clips)
-    key = jax.random.key(model.config.seed)
-    return make_reconstruct(model.system)(model.params, batch, key), names
+    key, frozen = (
+        jax.random.key(model.config.seed),
+        assemble.open_frozen(model.config, model.system),
+    )
+    return make_reconstruct(model.system)(model.params, frozen, batch, key), names
 
 
 def _clips(
