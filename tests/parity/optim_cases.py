@@ -1,4 +1,4 @@
-"""Schedules and parameter groups of MAE-ST and MaskFeat, by our functions on our paths."""
+"""Schedules and parameter groups of MAE-ST, MaskFeat and UMT, by our functions on our paths."""
 
 from collections.abc import Mapping
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from golden import Case, Comparison
 
+from vmae_jax.convert import umt
 from vmae_jax.convert.engine import Table, locate, unflatten
 from vmae_jax.convert.mae_st import mae_st_table
 from vmae_jax.convert.mvit import mvit_table
@@ -77,6 +78,22 @@ def maskfeat_groups(case: Case, result: Comparison, stage: str) -> None:
     )
 
 
+def umt_groups(case: Case, result: Comparison, stage: str) -> None:
+    """Pretraining decays a table of positions, which it would have if that were learned."""
+    groups = case.json("param_groups")[stage]
+    config, pretrain = groups["config"], stage == "pretrain"
+    _compare_groups(
+        result,
+        "",
+        groups["params"],
+        (umt.pretrain_table if pretrain else umt.finetune_table)((1, 8, 8)),
+        weight_decay=config["weight_decay"],
+        layer_decay=config["layer_decay"] or 1.0,
+        depth=config.get("depth", 0),
+        tables=pretrain,
+    )
+
+
 def _rates(steps: int, **options) -> np.ndarray:
     with jax.enable_x64(True):
         return np.asarray(
@@ -115,7 +132,7 @@ def _compare_groups(
         path, block = places[name]
         decay, scale = _at(decays, path) * weight_decay, np.ravel(_at(scales, path))
         result.array(f"decay:{label}:{name}", decay, wanted["weight_decay"], rtol=1e-9, atol=0)
-        ours = scale[block or 0]
+        ours = scale[block or 0] if scale.size > 1 else scale[0]
         result.array(f"lr_scale:{label}:{name}", ours, wanted["lr_scale"], rtol=1e-9, atol=0)
 
 

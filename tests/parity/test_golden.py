@@ -44,9 +44,17 @@ MASKFEAT = {
     "param_groups_pretrain": partial(optim_cases.maskfeat_groups, stage="pretrain"),
     "param_groups_finetune": partial(optim_cases.maskfeat_groups, stage="finetune"),
 }
+UMT = {
+    "finetune": videomae_cases.finetune,
+    "position tables": videomae_cases.interpolated_tables,
+    "schedule": videomae_cases.schedule,
+    "param_groups_pretrain": partial(optim_cases.umt_groups, stage="pretrain"),
+    "param_groups_finetune": partial(optim_cases.umt_groups, stage="finetune"),
+}
 RUNNERS = {
     "mae_st": MAE_ST,
     "maskfeat": MASKFEAT,
+    "umt": UMT,
     "videomae": VIDEOMAE,
     "videomae_v2": VIDEOMAE,
     "videomae (Hugging Face layout)": TRANSFORMERS,

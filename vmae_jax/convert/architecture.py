@@ -4,6 +4,7 @@ Shapes tell widths, depths, patches and classes. They do not tell the number of 
 published sizes do, nor frames and resolution, for which positions are computed by the model.
 """
 
+import dataclasses
 import logging
 import math
 from collections.abc import Mapping
@@ -12,11 +13,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vmae_jax import config as config_lib
-from vmae_jax.convert import mae_st
+from vmae_jax.convert import mae_st, umt
 from vmae_jax.convert.engine import ConversionError, blocks_of
 from vmae_jax.convert.mvit import spec_of
 from vmae_jax.convert.sources import Source
 from vmae_jax.variants import (
+    CLIP_VARIANTS,
     GIANT_MLP_RATIO,
     MAE_ST_DECODER,
     MAE_ST_REPOSITORY_DECODER,
@@ -56,26 +58,30 @@ def config_of(source: Source) -> ConfigDict:
     shapes = {path: array.shape for path, array in source.arrays.items()}
     if blocks_of(shapes):
         return _multiscale(source, shapes)
-    config = _defaults_for(shapes, pretraining).unlock()
+    config = _defaults_for(source, shapes).unlock()
     config.model.encoder.update(_spec_fields(shapes, "encoder", theirs.get("num_attention_heads")))
-    if pretraining:
+    if "decoder" in config.model:
         heads = theirs.get("decoder_num_attention_heads")
         if config.system == "mae_st":
             heads = _mae_st_decoder(config, shapes, source)
         config.model.decoder.update(_spec_fields(shapes, "decoder", heads))
         config.masking.normalize_target = theirs.get("norm_pix_loss", True)
-    else:
+    elif not pretraining:
         _set_head(config, source, shapes)
     config.model.tubelet, config.model.channels = source.tubelet, source.channels
     config.model.class_token = "encoder/cls_token" in shapes
     config.model.key_bias = "encoder/blocks/attn/k_bias" in shapes
     config.model.positions = _positions(shapes, "encoder") or config.model.positions
+    if config.model.positions == "joint" and source.family in umt.TABLES:
+        config.model.positions = "frozen"  # stored, and given no gradient
     config.model.cosine_attention = "encoder/blocks/attn/scale" in shapes
     config.model.layer_scale = 0.1 if "encoder/blocks/gamma_1" in shapes else 0.0
     config.data.frames, size = _clip(shapes, config)
     config.data.frames = theirs.get("num_frames", config.data.frames)
     size = theirs.get("image_size", size)
     config.data.size = (size, size) if isinstance(size, int) else tuple(size)
+    if config.system == "umt":
+        _set_teacher(config, shapes)
     for field in ("mean", "std"):
         if values := source.processor.get(f"image_{field}"):
             config.data[field] = tuple(values)
@@ -111,14 +117,35 @@ def _set_head(config: ConfigDict, source: Source, shapes: _Shapes) -> None:
         config.model.pooling = "normed" if normed else "mean"
 
 
-def _defaults_for(shapes: _Shapes, pretraining: bool) -> ConfigDict:
+def _defaults_for(source: Source, shapes: _Shapes) -> ConfigDict:
     """The defaults of the system that such arrays are of."""
+    if source.family in umt.TABLES:
+        aligned = "align/proj/kernel" in shapes
+        return config_lib.umt_defaults() if aligned else config_lib.umt_finetune_defaults()
     # MAE-ST alone has a bias there, and one of the keys.
-    if pretraining:
+    if source.pretraining:
         mae_st = "encoder_to_decoder/bias" in shapes
         return config_lib.mae_st_defaults() if mae_st else config_lib.pretrain_defaults()
     mae_st = "encoder/blocks/attn/k_bias" in shapes
     return config_lib.mae_st_finetune_defaults() if mae_st else config_lib.finetune_defaults()
+
+
+def _set_teacher(config: ConfigDict, shapes: _Shapes) -> None:
+    """Sets what the heads of a network tell of the tower that it was aligned with.
+
+    The width of its answers tells which of CLIP's released towers it was, all of whose patches on
+    a frame are as many as the student's.
+    """
+    layers, _, output = shapes["align/proj/kernel"]
+    config.align.layers, config.teacher.output = layers, output
+    towers = {512: ("B/16", 16), 768: ("L/14", 14)}
+    if output in towers:
+        name, patch = towers[output]
+        config.teacher.encoder.update(dataclasses.asdict(CLIP_VARIANTS[name]))
+        config.teacher.tubelet = (config.model.tubelet[0], patch, patch)
+    _, *patches = config_lib.clip_grid(config)
+    steps = config.teacher.tubelet[1:]
+    config.teacher.size = tuple(n * step for n, step in zip(patches, steps, strict=True))
 
 
 def _mae_st_decoder(config: ConfigDict, shapes: _Shapes, source: Source) -> int | None:
@@ -148,13 +175,18 @@ def _positions(shapes: _Shapes, stack: str) -> str | None:
 
 
 def _clip(shapes: _Shapes, config: ConfigDict) -> tuple[int, tuple[int, int]]:
-    """Frames and size of the clips that separable positions are for; else those of the config."""
-    if "encoder/pos_embed_spatial" not in shapes:
+    """Frames and size of the clips that stored positions are for, as far as these tell them; else
+    those of the config."""
+    grid = None
+    if "encoder/pos_embed_spatial" in shapes:
+        side = math.isqrt(shapes["encoder/pos_embed_spatial"][0])  # square, as in released files
+        grid = shapes["encoder/pos_embed_temporal"][0], side, side
+    elif config.model.positions == "frozen":
+        grid = umt.stored_grid(shapes["encoder/pos_embed"][0])
+    if grid is None:
         return config.data.frames, config.data.size
-    frames, rows, columns = config.model.tubelet
-    side = math.isqrt(shapes["encoder/pos_embed_spatial"][0])  # square, as in all released files
-    slots = shapes["encoder/pos_embed_temporal"][0]
-    return slots * frames, (side * rows, side * columns)
+    frames, *size = (n * step for n, step in zip(grid, config.model.tubelet, strict=True))
+    return frames, tuple(size)
 
 
 def _label_names(theirs: Mapping[str, Any]) -> tuple[str, ...]:

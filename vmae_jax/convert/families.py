@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from vmae_jax.convert import mae_st, mvit, videomae
+from vmae_jax.convert import mae_st, mvit, umt, videomae
 from vmae_jax.convert.engine import Arrays, ConversionError, Table, listed
 from vmae_jax.ops.patches import Tubelet
 
@@ -39,7 +39,8 @@ def recognise(source: Arrays) -> Family:
     if embedding is None:
         raise ConversionError(
             "none of the names is the patch embedding of a known family (released VideoMAE, "
-            "VideoMAE V2, MAE-ST, MaskFeat and MViTv2, transformers' VideoMAE); the first are "
+            "VideoMAE V2, MAE-ST, MaskFeat and MViTv2, Unmasked Teacher, transformers' VideoMAE); "
+            "the first are "
             f"{listed(list(source), 4)}"
         )
     shape = source[names[embedding]].shape
@@ -55,6 +56,9 @@ def recognise(source: Arrays) -> Family:
     if mae_st.is_mae_st(names):
         table = mae_st.table_of_names(names, tubelet, channels)
         return Family(table, mae_st.LICENCE, tubelet, channels)
+    if embedding in umt.EMBEDDINGS and umt.is_umt(names, tubelet):
+        table = umt.EMBEDDINGS[embedding](tubelet, channels)
+        return Family(table, umt.LICENCE, tubelet, channels)
     make, licence = videomae.EMBEDDINGS[embedding]
     return Family(make(tubelet, channels), licence, tubelet, channels)
 
@@ -73,5 +77,7 @@ def released_table(arrays: Mapping[str, np.ndarray], tubelet: Tubelet, channels:
     if "encoder/blocks/attn/k_bias" in arrays:
         blocks = len(arrays["decoder/blocks/norm1/scale"]) if pretraining else 0
         return mae_st.table_of_paths(arrays.keys(), blocks, tubelet, channels)
+    if "align/proj/kernel" in arrays:
+        return umt.pretrain_table(tubelet, channels)
     make = videomae.pretrain_table if pretraining else videomae.finetune_table
     return make(tubelet, channels)

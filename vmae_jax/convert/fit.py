@@ -51,6 +51,7 @@ PRETRAINING = Policy(dropped=((r"(fc_norm|head)/.*", "the pretraining network ha
 CLASSIFIER = Policy(
     dropped=(
         (r"(decoder|encoder_to_decoder)/.*|mask_token", "the classifier has no decoder"),
+        (r"align/.*", "the classifier is not aligned with a teacher"),
         (r"head/(norm|proj)/.*", "a classifier predicts no features of patches"),
         (r"encoder/norm/.*", "mean pooling normalises the pooled vector instead"),
         (r"fc_norm/.*", "the classifier normalises its tokens, not what is pooled of them"),
@@ -67,7 +68,7 @@ CLASSIFIER_WITH_NORM = dataclasses.replace(CLASSIFIER, moved=(("encoder/norm/", 
 
 def starting_policy(template: Params) -> Policy:
     """How strict to be where training starts from given weights."""
-    if "mask_token" in template:
+    if not {"mask_token", "align"}.isdisjoint(template):
         return PRETRAINING
     marks = {"encoder/cls_token", "encoder/blocks/attn/k_bias"}
     return CLASSIFIER if marks.isdisjoint(flatten(template)) else CLASSIFIER_WITH_NORM
@@ -118,7 +119,8 @@ def fit(
         if path not in wanted:
             reason = reason_for(path, policy.dropped)
             if reason is None:
-                problems.append(f"{path} {array.shape} has no place in the model")
+                where = "; config.model.positions says what it has" if "pos_embed" in path else ""
+                problems.append(f"{path} {array.shape} has no place in the model{where}")
             dropped[path] = reason or ""
         elif array.shape == wanted[path]:
             fitted[path] = array

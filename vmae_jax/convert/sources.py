@@ -62,7 +62,8 @@ class Source:
     @property
     def pretraining(self) -> bool:
         """Whether these are the weights of a pretraining network, with what predicts."""
-        return any(path == "mask_token" or path.startswith("decoder/") for path in self.arrays)
+        marks = ("mask_token", "decoder/", "align/")
+        return any(path.startswith(marks) for path in self.arrays)
 
     def describe(self) -> str:
         """The source in a few lines: what, whose, which bytes, under which licence."""

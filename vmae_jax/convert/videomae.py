@@ -44,7 +44,7 @@ def pretrain_table(tubelet: Tubelet, channels: int = 3) -> Table:
     return Table(
         name="videomae pretraining",
         rules=(
-            *_encoder_rules("encoder.", tubelet, channels),
+            *encoder_rules("encoder.", tubelet, channels),
             Rule("encoder_to_decoder.weight", "encoder_to_decoder/kernel", TRANSPOSED),
             Rule("mask_token", "mask_token", TOKEN),
             *_block_rules("decoder.", "decoder/"),
@@ -60,7 +60,7 @@ def finetune_table(tubelet: Tubelet, channels: int = 3) -> Table:
     return Table(
         name="videomae fine-tuned",
         rules=(
-            *_encoder_rules("", tubelet, channels),
+            *encoder_rules("", tubelet, channels),
             Rule("pos_embed", "encoder/pos_embed", POSITIONS),
             *norm_rules("fc_norm", "fc_norm"),
             *linear_rules("head", "head"),
@@ -108,7 +108,7 @@ EMBEDDINGS = {
 }
 
 
-def _encoder_rules(prefix: str, tubelet: Tubelet, channels: int) -> tuple[Rule, ...]:
+def encoder_rules(prefix: str, tubelet: Tubelet, channels: int) -> tuple[Rule, ...]:
     return (
         Rule(
             f"{prefix}patch_embed.proj.weight",
