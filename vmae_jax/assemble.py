@@ -138,6 +138,7 @@ def make_run(config: ConfigDict, plan: config_lib.Plan) -> Run:
             weight_decay=config.optim.weight_decay,
             decay_tables=config.optim.decay_tables,
             decay_scales=config.optim.decay_scales,
+            fixed=("^encoder/pos_embed$",) if config.model.positions == "frozen" else (),
             layer_decay=config.optim.layer_decay,
             depth=config.model.encoder.depth,
         ),

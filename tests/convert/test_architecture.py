@@ -99,7 +99,7 @@ def test_other_heads_than_the_published_model_has_are_said(caplog):
 
 def test_what_shapes_do_not_tell_is_an_error():
     shapes = blocks("encoder", StackSpec(100, 2, 5)) | {"head/bias": (5,)}
-    with pytest.raises(ConversionError, match="heads of an encoder 100 wide"):
+    with pytest.raises(ConversionError, match="heads of the encoder, 100 wide, cannot"):
         config_of(source(shapes))
-    with pytest.raises(ConversionError, match="no blocks of an encoder"):
+    with pytest.raises(ConversionError, match="no blocks of the encoder"):
         config_of(source({"head/bias": (5,)}))

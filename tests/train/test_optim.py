@@ -4,6 +4,8 @@ import numpy as np
 import optax
 import pytest
 
+from vmae_jax import assemble
+from vmae_jax import config as config_lib
 from vmae_jax.models.functional import functional
 from vmae_jax.models.layers import StackOptions
 from vmae_jax.models.mae import MaskedAutoencoder
@@ -58,6 +60,18 @@ def test_tokens_tables_and_norms_decay_on_demand():
     assert decaying() == {8}
     assert decaying(tables=True) == {0, 1, 2, 3, 6, 8}
     assert decaying(scales=True) == {4, 8}
+    assert decaying(tables=True, fixed=("^encoder/pos_embed$",)) == {0, 1, 3, 6, 8}
+
+
+def test_a_table_without_gradient_stays_as_it_is_where_tables_decay():
+    config = config_lib.mae_st_finetune_defaults()
+    config.model.positions = "frozen"
+    assert config.optim.decay_tables
+    tx = assemble.make_run(config, config_lib.plan(config, 1000)).tx
+    params = {"encoder": {"pos_embed": jnp.ones((3, 2)), "cls_token": jnp.ones(2)}}
+    direction, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    np.testing.assert_array_equal(direction["encoder"]["pos_embed"], 0.0)
+    assert (direction["encoder"]["cls_token"] > 0).all()
 
 
 def test_unknown_parameter_is_an_error_not_a_default():

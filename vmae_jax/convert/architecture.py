@@ -205,14 +205,14 @@ def _spec_fields(shapes, stack: str, heads: int | None) -> dict[str, float]:
     try:
         depth, width, hidden = shapes[f"{stack}/blocks/mlp/fc1/kernel"]
     except KeyError as error:
-        raise ConversionError(f"the weights have no blocks of an {stack}") from error
+        raise ConversionError(f"the weights have no blocks of the {stack}") from error
     usual = _HEADS[stack].get(width) or (width // _HEAD_DIM if width % _HEAD_DIM == 0 else None)
     if f"{stack}/blocks/attn/scale" in shapes:  # cosine attention has one scale a head
         heads = shapes[f"{stack}/blocks/attn/scale"][1]
     if heads is None and usual is None:
         raise ConversionError(
-            f"the number of heads of an {stack} {width} wide cannot be read off its weights; give "
-            "a config that says it (--config=config.json)"
+            f"the number of heads of the {stack}, {width} wide, cannot be read off its weights; "
+            "give a config that says it (--config=config.json)"
         )
     if heads is not None and usual is not None and heads != usual:
         _log.warning(

@@ -22,13 +22,16 @@ KINDS = (
 )
 
 
-def weight_decay_mask(params: Any, *, tables: bool = False, scales: bool = False) -> Any:
+def weight_decay_mask(
+    params: Any, *, tables: bool = False, scales: bool = False, fixed: Sequence[str] = ()
+) -> Any:
     """Marks the parameters that decay: kernels, and on demand others.
 
     Args:
       params: nested dict of arrays.
       tables: class and mask tokens and tables of positions decay too.
       scales: those of norms and of layer scale decay too.
+      fixed: regexes of the paths that get no gradient, and so never decay.
 
     Returns:
       the same structure of bools, True = decays.
@@ -37,9 +40,12 @@ def weight_decay_mask(params: Any, *, tables: bool = False, scales: bool = False
       ValueError: a parameter that no rule of `KINDS` knows.
     """
     decays = {"kernel": True, "table": tables, "scale": scales, "bias": False}
-    return rules.map_with_path(
-        lambda path, _: decays[rules.match(KINDS, path, what="weight-decay rule")], params
-    )
+
+    def decaying(path: str, _: Any) -> bool:
+        kind = rules.match(KINDS, path, what="weight-decay rule")
+        return decays[kind] and not any(re.search(pattern, path) for pattern in fixed)
+
+    return rules.map_with_path(decaying, params)
 
 
 def layer_decay_scales(params: Any, depth: int, decay: float) -> Any:
@@ -84,6 +90,7 @@ def adamw_direction(
     weight_decay: float,
     decay_tables: bool = False,
     decay_scales: bool = False,
+    fixed: Sequence[str] = (),
     layer_decay: float = 1.0,
     depth: int = 0,
 ) -> optax.GradientTransformation:
@@ -94,11 +101,14 @@ def adamw_direction(
 
     Args:
       betas, eps, weight_decay: of AdamW.
-      decay_tables, decay_scales: what decays beside kernels; see `weight_decay_mask`.
+      decay_tables, decay_scales, fixed: what decays beside kernels, and what does not; see
+        `weight_decay_mask`.
       layer_decay: see `layer_decay_scales`; a layer's rate multiplies its weight decay too.
       depth: blocks of the classifier, where `layer_decay` is not 1.
     """
-    decays = functools.partial(weight_decay_mask, tables=decay_tables, scales=decay_scales)
+    decays = functools.partial(
+        weight_decay_mask, tables=decay_tables, scales=decay_scales, fixed=fixed
+    )
     steps = [
         optax.scale_by_adam(b1=betas[0], b2=betas[1], eps=eps),
         optax.add_decayed_weights(weight_decay, mask=decays),
