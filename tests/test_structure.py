@@ -96,7 +96,7 @@ def _complaint(room: str, name: str) -> str | None:
 
 # What systems are made of; the other files of systems/ are papers.
 SHARED_PARTS = ("base", "inputs", "stacks", "multiscale", "augmented", "classifiers")
-SHARED_PARTS += ("autoencoders",)
+SHARED_PARTS += ("autoencoders", "image_teacher")
 
 
 def _is_shared(name: str) -> bool:

@@ -35,6 +35,7 @@ from vmae_jax.config.derived import (
     mvit_spec,
     patch_values,
     plan,
+    teacher_frames,
     teacher_grid,
     token_counts,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "pretrain_defaults",
     "smoke",
     "stack",
+    "teacher_frames",
     "teacher_grid",
     "to_json",
     "token_counts",

@@ -13,6 +13,7 @@ from vmae_jax.config.derived import (
     mixed_clips,
     mvit_spec,
     rows_of_a_batch,
+    teacher_frames,
     teacher_grid,
     token_counts,
 )
@@ -305,6 +306,7 @@ def _check_alignment(config: ConfigDict) -> None:
     for group in ("model", "teacher"):
         aligned_layers(config, group)
     teacher_grid(config)
+    teacher_frames(config)
     if config.align.loss == "l2" and config.align.normalize != "l2":
         raise ConfigError(
             f"config.align.loss='l2' compares unit vectors, config.align.normalize is "

@@ -520,7 +520,7 @@ def umt_defaults() -> ConfigDict:
     config.teacher.size = (224, 224)
     config.teacher.output = 512  # width of what it says of a patch
     config.teacher.interval = 1  # from one aligned layer to the next, counted from the last
-    config.teacher.chunk = 0  # frames that it looks at together; 0: all of a batch
+    config.teacher.chunk = 0  # frames of each clip that it looks at together; 0: all
 
     config.align = ConfigDict()
     config.align.layers = 6  # last ones of student and teacher, each with a head of its own

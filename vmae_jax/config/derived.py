@@ -176,6 +176,22 @@ def teacher_grid(config: ConfigDict) -> Grid:
     return grid
 
 
+def teacher_frames(config: ConfigDict) -> int:
+    """Frames of each clip that an image teacher looks at together.
+
+    Raises:
+      ConfigError: they do not divide the clip, or cut patches apart.
+    """
+    frames, deep = config.data.frames, config.teacher.tubelet[0]
+    chunk = config.teacher.chunk or frames
+    if frames % chunk or chunk % deep:
+        raise ConfigError(
+            f"config.teacher.chunk={chunk} frames must divide the {frames} of a clip and be a "
+            f"multiple of {deep}, the frames of a patch (config.teacher.tubelet)"
+        )
+    return chunk
+
+
 def mixed_clips(config: ConfigDict) -> int:
     """Adjacent clips that share one draw of mixup and meet each other in it.
 

@@ -219,8 +219,12 @@ def to_theirs(params: Params, table: Table) -> dict[str, np.ndarray]:
     Raises:
       ConversionError: a path has no rule in the table.
     """
-    by_path = {rule.ours: rule for rule in reversed(table.rules) if isinstance(rule.ours, str)}
-    out: dict[str, np.ndarray] = {}
+    by_path = {
+        ours: (rule, place)
+        for rule in reversed(table.rules)
+        for place, ours in enumerate(rule.places)
+    }
+    pieces: dict[tuple[Rule, int | None], dict[int, np.ndarray]] = {}
     unknown = []
     for path, leaf in flatten(params).items():
         first, pattern = 0, path
@@ -229,11 +233,18 @@ def to_theirs(params: Params, table: Table) -> dict[str, np.ndarray]:
         if pattern not in by_path:
             unknown.append(path)
             continue
-        rule, array = by_path[pattern], np.asarray(leaf)
+        (rule, place), array = by_path[pattern], np.asarray(leaf)
         for block, piece in enumerate(array, first) if rule.stacked else [(None, array)]:
-            parts = _cut(rule.layout.to_theirs(piece), len(rule.parts))
-            for name, part in zip(rule.parts, parts, strict=True):
-                out[name.replace("{i}", str(block))] = np.ascontiguousarray(part)
+            pieces.setdefault((rule, block), {})[place] = rule.layout.to_theirs(piece)
+    out: dict[str, np.ndarray] = {}
+    for (rule, block), found in pieces.items():
+        if len(found) < len(rule.places):
+            unknown.append(f"{', '.join(rule.places[place] for place in found)} alone")
+            continue
+        joined = [found[place] for place in range(len(found))]
+        joined = joined[0] if len(joined) == 1 else np.concatenate(joined)
+        for name, part in zip(rule.parts, _cut(joined, len(rule.parts)), strict=True):
+            out[name.replace("{i}", str(block))] = np.ascontiguousarray(part)
     if unknown:
         raise ConversionError(f"the table '{table.name}' has no name for {listed(unknown)}")
     return out

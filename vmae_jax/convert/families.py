@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from vmae_jax.convert import mae_st, mvit, umt, videomae
+from vmae_jax.convert import clip, mae_st, mvit, umt, videomae
 from vmae_jax.convert.engine import Arrays, ConversionError, Table, listed
 from vmae_jax.ops.patches import Tubelet
 
@@ -31,18 +31,22 @@ def recognise(source: Arrays) -> Family:
     """The family of a foreign file, judged by the name of its patch embedding and those beside it.
 
     Raises:
-      ConversionError: there is none, or it is not that of a video model.
+      ConversionError: there is none, or it is not that of a video model or an image tower.
     """
     bare = Table("", (), prefixes=videomae.PREFIXES)
     names = {bare.strip(name): name for name in source}
-    embedding = next((name for name in names if name in videomae.EMBEDDINGS), None)
+    known = videomae.EMBEDDINGS.keys() | clip.EMBEDDINGS.keys()
+    embedding = next((name for name in names if name in known), None)
     if embedding is None:
         raise ConversionError(
             "none of the names is the patch embedding of a known family (released VideoMAE, "
-            "VideoMAE V2, MAE-ST, MaskFeat and MViTv2, Unmasked Teacher, transformers' VideoMAE); "
-            "the first are "
+            "VideoMAE V2, MAE-ST, MaskFeat and MViTv2, Unmasked Teacher, transformers' VideoMAE, "
+            "image towers of CLIP); the first are "
             f"{listed(list(source), 4)}"
         )
+    if embedding in clip.EMBEDDINGS:
+        table = clip.tower_table(embedding, {bare: source[name] for bare, name in names.items()})
+        return Family(table, clip.LICENCE, *clip.patch_shape(source[names[embedding]]))
     shape = source[names[embedding]].shape
     if len(shape) != 5:
         raise ConversionError(
@@ -71,6 +75,8 @@ def released_table(arrays: Mapping[str, np.ndarray], tubelet: Tubelet, channels:
       tubelet: (frames, rows, columns) of a patch.
       channels: of the video.
     """
+    if clip.is_tower(arrays):
+        return clip.clip_table(tubelet, channels)
     if "encoder/blocks/00/attn/pool_q/kernel" in arrays:
         return mvit.mvit_table("first" if "encoder/norm/scale" in arrays else "mean")
     pretraining = "decoder/head/kernel" in arrays

@@ -69,6 +69,26 @@ def classifier_macs(
     }
 
 
+def image_tower_macs(
+    spec: StackSpec, *, frames: int, patches: int, values: int, layers: int, output: int
+) -> dict[str, int]:
+    """Forward MACs of `ImageTower` by part.
+
+    Args:
+      spec: size.
+      frames: that it looks at, one by one; of patches that are several frames deep, their number.
+      patches: of a frame.
+      values: P, numbers in a patch.
+      layers: whose patches are projected.
+      output: width of the projection.
+    """
+    return {
+        "patch_embed": frames * patches * values * spec.width,
+        "encoder": frames * stack_macs(spec, 1 + patches),
+        "proj": frames * layers * patches * spec.width * output,
+    }
+
+
 def training_flops(macs: dict[str, int]) -> int:
     """FLOPs of one training step per clip: 2 per MAC; backward costs twice the forward.
 

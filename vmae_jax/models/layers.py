@@ -197,12 +197,13 @@ class Attention(nnx.Module):
             context = self._separate(x)
         return checkpoint_name(self.proj(checkpoint_name(context, "context")), "attn_out")
 
-    def weights(self, x: jax.Array) -> jax.Array:
+    def weights(self, x: jax.Array, *, queries: int | None = None) -> jax.Array:
         """How much each token (row) takes of each other, float32 [B, heads, N, N].
 
-        To look at: the layer itself may use an implementation that never holds them.
+        To look at: the layer itself may use an implementation that never holds them. `queries`
+        leaves it at the rows of so many first tokens, [B, heads, queries, N].
         """
-        q, k, _ = self._project(x)
+        q, k, _ = self._project(x, queries=queries)
         return attention_weights(q, k, scale=self._scale())
 
     def _scale(self) -> float:
@@ -230,15 +231,19 @@ class Attention(nnx.Module):
         context = attention(q, k, v, scale=self._scale(), impl=self.options.attention)
         return context.reshape(*x.shape[:2], -1)
 
-    def _project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def _project(
+        self, x: jax.Array, *, queries: int | None = None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         # Three matmuls rather than one and a split: each result gets the layout attention wants.
         dtype = self.options.dtype
         kernels = jnp.split(self.qkv.kernel[...].astype(dtype), 3, axis=1)
         projected = []
-        for kernel, bias in zip(kernels, self._biases(), strict=True):
-            y = x.astype(dtype) @ kernel
+        for tokens, kernel, bias in zip(
+            (x[:, :queries], x, x), kernels, self._biases(), strict=True
+        ):
+            y = tokens.astype(dtype) @ kernel
             y = y if bias is None else y + bias.astype(dtype)
-            y = y.reshape(*x.shape[:2], self.heads, self.head_dim)
+            y = y.reshape(*tokens.shape[:2], self.heads, self.head_dim)
             projected.append(checkpoint_name(y, "qkv"))
         q, k, v = projected
         if self.options.cosine_attention:
@@ -296,9 +301,12 @@ class Block(nnx.Module):
             mlp = mlp * self.gamma_2[...].astype(mlp.dtype)
         return x + self._dropped(mlp, rate, keys, 1)
 
-    def attention(self, x: jax.Array) -> jax.Array:
-        """Attention weights [B, heads, N, N] of the tokens [B, N, D] that enter the block."""
-        return self.attn.weights(self.norm1(x))
+    def attention(self, x: jax.Array, *, queries: int | None = None) -> jax.Array:
+        """Attention weights [B, heads, N, N] of the tokens [B, N, D] that enter the block.
+
+        `queries`: see `Attention.weights`.
+        """
+        return self.attn.weights(self.norm1(x), queries=queries)
 
     @staticmethod
     def _dropped(branch, rate, keys, which):

@@ -133,7 +133,7 @@ def block_of(blocks: Block, layer: int) -> Block:
     """
     graphdef, params = nnx.split(blocks)
     _check_layer(layer, jax.tree.leaves(params)[0].shape[0])
-    return nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[layer - 1], params))
+    return nnx.merge(graphdef, gathered(jax.tree.map(lambda leaf: leaf[layer - 1], params)))
 
 
 def _check_layer(layer: int, depth: int) -> None:

@@ -134,7 +134,7 @@ def attention_weights(q: jax.Array, k: jax.Array, *, scale: float) -> jax.Array:
     """softmax(scale * q k^T), which `attention` applies to the values, written out to look at.
 
     Args:
-      q, k: [B, N, heads, head_dim].
+      q, k: [B, N, heads, head_dim]; there may be fewer queries than keys.
       scale: static factor on the scores.
 
     Returns:

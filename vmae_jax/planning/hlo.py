@@ -171,13 +171,14 @@ class Program:
     def cycles_by_scope(self, scopes: Sequence[str]) -> dict[str, int]:
         """The estimates, shared out by the `jax.named_scope` that an instruction came from.
 
-        What comes from none of `scopes`, or was made by the compiler, is under "other".
+        Of several that it came from, the first in `scopes` counts. What comes from none of them, or
+        was made by the compiler, is under "other".
         """
-        inside = re.compile(rf"\b({'|'.join(scopes)})\b")
+        inside = {scope: re.compile(rf"\b{scope}\b") for scope in scopes}
         cycles = dict.fromkeys((*scopes, "other"), 0)
         for instruction, count in self.costs():
-            found = inside.search(instruction.source)
-            cycles[found[1] if found else "other"] += count
+            found = (scope for scope in scopes if inside[scope].search(instruction.source))
+            cycles[next(found, "other")] += count
         return cycles
 
     @property

@@ -36,7 +36,7 @@ from vmae_jax.train.sharding import fsdp_degree, make_mesh
 _GIB = 2**30
 _COSTLIEST = 40  # instructions listed in the JSON
 # jax.named_scope of the step's parts.
-_SCOPES = ("targets", "encoder", "decoder", "update")
+_SCOPES = ("teacher", "targets", "encoder", "decoder", "update")
 
 
 def plan(

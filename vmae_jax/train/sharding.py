@@ -21,7 +21,7 @@ SHARDING_RULES = (
     (r"blocks/.*(qkv|proj|fc1)/kernel$", P("fsdp", None)),
     (r"blocks/.*fc2/kernel$", P(None, "fsdp")),
     (r"patch_embed/kernel$", P(None, "fsdp")),
-    (r"(head|head/proj|encoder_to_decoder|align/proj)/kernel$", P("fsdp", None)),
+    (r"(head|proj|encoder_to_decoder)/kernel$", P("fsdp", None)),
     # Vectors, tables and depth-wise filters are a thousandth of the parameters; gathering them
     # would cost more than they save.
     (r"(^|/)(bias|[qkv]_bias|scale|gamma_1|gamma_2|(mask|cls)_token|pos_embed(_\w+)?)$", P()),
