@@ -68,8 +68,12 @@ TRUNKS = {
     "maskfeat_l_16x4": (217_116_864, 1152),
     "maskfeat_l_40x3_312": (217_286_496, 1152),
     "maskfeat_l_40x3_352": (217_334_592, 1152),
+    # reference/umt.md A6, less a head of 400: without positions and with patches of one frame.
+    "umt_b": (85_637_376, 768),
+    "umt_l": (303_074_304, 1024),
 }
 CLASSES = {"k400": 400, "k600": 600, "k700": 700, "k710": 710, "ssv2": 174}
+CLASSES |= {"mit": 339}
 CLASSES |= {"ucf101": 101, "hmdb51": 51}
 
 
@@ -87,7 +91,8 @@ def test_classifier_traces_to_the_published_size(name):
     config = assemble.with_classes(load(name))
     config_lib.validate(config)
     parts = name.replace("_vit", "_").split("_")
-    size = {"mae": "_".join(parts[:3]), "maskfeat": "_".join(parts[:-2])}.get(parts[0], parts[1])
+    lengths = {"mae": 3, "maskfeat": len(parts) - 2, "umt": 2}
+    size = "_".join(parts[: lengths[parts[0]]]) if parts[0] in lengths else parts[1]
     trunk, width = TRUNKS[size]
     classes = CLASSES[parts[-2] if parts[-2] in CLASSES else parts[-3]]
     shapes = jax.eval_shape(systems.build(config).init, jax.random.key(0))
@@ -211,6 +216,17 @@ def _leaves(tree, prefix=""):
         # reference/videomae.md 5.4: 5e-4 * 384 / 256; the two copies of a video are not counted.
         ("videomae_b_k400_ft", 240_436, 626 * 75, 626 * 5, 7.5e-4),
         ("v2_vitg_k710_ft", 658_340, 6857 * 35, 6857 * 5, 3.75e-4),
+        # reference/umt.md A6, whose rates are of clips: of two of each video but for MiT.
+        ("umt_b_k710_ft", 658_340, 2571 * 35, 2571 * 2, 4e-4),
+        ("umt_l_k710_ft", 658_340, 2571 * 20, 2571 * 2, 2e-4),
+        ("umt_b_k400_ft", 240_436, 939 * 5, 939, 4e-5),
+        ("umt_l_k400_ft", 240_436, 939 * 5, 939, 2e-5),
+        ("umt_l_k400_16f_ft", 240_436, 1878 * 5, 1878, 1e-5),
+        ("umt_b_mit_ft", 51_200, 100 * 40, 100 * 5, 2e-4),
+        ("umt_b_mit_384_ft", 25_600, 100 * 4, 100, 1e-5),
+        ("umt_l_mit_384_ft", 12_800, 100 * 4, 100, 5e-6),
+        ("umt_b_ssv2_ft", 168_913, 659 * 30, 659 * 5, 4e-4),
+        ("umt_l_ssv2_ft", 168_913, 659 * 14, 659 * 4, 8e-4),
     ],
 )
 def test_plan_follows_the_released_rules(name, videos, steps, warmup, peak):
