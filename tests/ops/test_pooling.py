@@ -43,11 +43,12 @@ def test_heads_side_by_side_share_a_filter():
         np.testing.assert_array_equal(ours[..., head], alone)
 
 
-def test_both_implementations_have_the_same_gradients():
-    x, kernel = example((2, 2, 5, 4, 3))
+@pytest.mark.parametrize("stride", [(1, 2, 3), (2, 1, 4)])
+def test_both_implementations_have_the_same_gradients(stride):
+    x, kernel = example((2, 2, 5, 8, 3))
 
     def loss(pool):
-        return lambda x, kernel: jnp.sin(pool(x, kernel, (1, 2, 3))).sum()
+        return lambda x, kernel: jnp.sin(pool(x, kernel, stride)).sum()
 
     ours = jax.jit(jax.grad(loss(shifted_sum), argnums=(0, 1)))(x, kernel)
     wanted = jax.jit(jax.grad(loss(depthwise_conv), argnums=(0, 1)))(x, kernel)

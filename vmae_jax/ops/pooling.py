@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
 Window = Sequence[int]
 
@@ -52,16 +53,21 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: Window) -> jax.Array
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def shifted_sum(x: jax.Array, kernel: jax.Array, stride: Window) -> jax.Array:
-    """The same, one place of the window after the other, which compiles to one short loop."""
-    padded, places = _padded(x, kernel), _places(kernel)
+    """The same, one place of the window after the other, which compiles to one short loop.
+
+    A place sees every `stride`-th entry; entries are sorted by phase beforehand, so that neither
+    pass touches others.
+    """
+    phases, places = _phases(x, kernel, stride), _places(kernel, stride)
+    shape = 1, x.shape[0], *pooled_grid(x.shape[1:4], stride), x.shape[-1]
 
     def add(total, place):
-        offset, weight = place
-        return total + _shifted(padded, offset, total.shape, stride) * weight, None
+        start, weight = place
+        seen = jax.lax.dynamic_slice(phases, start, shape)
+        return total + seen.astype(jnp.float32) * weight, None
 
-    shape = x.shape[0], *pooled_grid(x.shape[1:4], stride), x.shape[-1]
     total, _ = jax.lax.scan(add, jnp.zeros(shape, jnp.float32), places)
-    return total.astype(x.dtype)
+    return total[0].astype(x.dtype)
 
 
 def _shifted_sum_fwd(x, kernel, stride):
@@ -70,43 +76,55 @@ def _shifted_sum_fwd(x, kernel, stride):
 
 def _shifted_sum_bwd(stride, saved, grad):
     x, kernel = saved
-    grad, padded = grad.astype(jnp.float32), _padded(x, kernel)
-    gaps = [(0, 0, 0), *((0, 0, step - 1) for step in stride), (0, 0, 0)]
-    spread = jax.lax.pad(grad, np.float32(0), gaps)
+    grad, phases = grad[None].astype(jnp.float32), _phases(x, kernel, stride)
 
     def add(total, place):
-        offset, weight = place
-        start = (0, *offset, 0)
-        part = jax.lax.dynamic_slice(total, start, spread.shape)
-        total = jax.lax.dynamic_update_slice(total, part + spread * weight, start)
-        of_weight = (_shifted(padded, offset, grad.shape, stride) * grad).sum(axis=(0, 1, 2, 3))
-        return total, of_weight
+        start, weight = place
+        part = jax.lax.dynamic_slice(total, start, grad.shape)
+        total = jax.lax.dynamic_update_slice(total, part + grad * weight, start)
+        seen = jax.lax.dynamic_slice(phases, start, grad.shape)
+        return total, (seen.astype(jnp.float32) * grad).sum(axis=(0, 1, 2, 3, 4))
 
-    zeros = jnp.zeros(padded.shape, jnp.float32)
-    of_padded, of_weights = jax.lax.scan(add, zeros, _places(kernel))
-    start = (0, *(side // 2 for side in kernel.shape[:3]), 0)
-    of_x = jax.lax.dynamic_slice(of_padded, start, x.shape)
+    zeros = jnp.zeros(phases.shape, jnp.float32)
+    of_phases, of_weights = jax.lax.scan(add, zeros, _places(kernel, stride))
+    t, h, w = stride
+    of_padded = rearrange(of_phases, "(i j k) b t h w c -> b (t i) (h j) (w k) c", i=t, j=h, k=w)
+    unpad = [
+        (-before, -behind, 0) for before, behind, _ in _pads(x.shape, kernel.shape[:3], stride)
+    ]
+    of_x = jax.lax.pad(of_padded, np.float32(0), unpad)
     return of_x.astype(x.dtype), of_weights.reshape(kernel.shape).astype(kernel.dtype)
 
 
 shifted_sum.defvjp(_shifted_sum_fwd, _shifted_sum_bwd)
 
 
-def _padded(x, kernel):
-    return jnp.pad(x, [(0, 0), *((side // 2, side // 2) for side in kernel.shape[:3]), (0, 0)])
+def _phases(x, kernel, stride):
+    """x with zeros around it, entries of equal place within a stride together.
+
+    [st * sh * sw, B, T'', H'', W'', C]; T'' is as many strides as the window needs.
+    """
+    x = jax.lax.pad(x, np.zeros((), x.dtype), _pads(x.shape, kernel.shape[:3], stride))
+    t, h, w = stride
+    return rearrange(x, "b (t i) (h j) (w k) c -> (i j k) b t h w c", i=t, j=h, k=w)
 
 
-def _places(kernel):
-    """Offset (t, h, w) of each place of the window, int32 [places, 3], and weights [places, C]."""
-    offsets = np.indices(kernel.shape[:3], np.int32).reshape(3, -1).T
-    return offsets, kernel.astype(jnp.float32).reshape(len(offsets), -1)
+def _pads(shape, window, stride):
+    """As `jax.lax.pad` takes them; negative where no place sees the end of an axis."""
+    pads = [(0, 0, 0)]
+    for size, side, step in zip(shape[1:4], window, stride, strict=True):
+        padded = (-(-size // step) + (side - 1) // step) * step
+        pads.append((side // 2, padded - size - side // 2, 0))
+    return [*pads, (0, 0, 0)]
 
 
-def _shifted(padded, offset, shape, stride):
-    """What one place of the window sees: float32 of `shape`, every `stride`-th entry."""
-    size = [(n - 1) * step + 1 for n, step in zip(shape[1:4], stride, strict=True)]
-    seen = jax.lax.dynamic_slice(padded, (0, *offset, 0), (shape[0], *size, shape[-1]))
-    return jax.lax.slice(seen, (0,) * 5, seen.shape, (1, *stride, 1)).astype(jnp.float32)
+def _places(kernel, stride):
+    """Where in phases each place of the window begins, int32 [places, 6]; weights [places, C]."""
+    offsets = np.indices(kernel.shape[:3], np.int32).reshape(3, -1)
+    strides, within = np.divmod(offsets, np.array(stride, np.int32)[:, None])
+    phase, zero = np.ravel_multi_index(within, stride), np.zeros(offsets.shape[1])
+    starts = np.stack([phase, zero, *strides, zero], axis=1).astype(np.int32)
+    return starts, kernel.astype(jnp.float32).reshape(len(starts), -1)
 
 
 def max_pool(x: jax.Array, stride: Window) -> jax.Array:
