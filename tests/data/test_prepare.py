@@ -117,6 +117,24 @@ def test_training_from_it_gives_the_clips_of_the_list(videos, prepared, kind):
     assert np.abs(difference).mean() < 4  # the same frames: others differ by 60 and more
 
 
+@pytest.mark.parametrize("kind", records.KINDS)
+def test_each_repeat_of_a_prepared_video_has_the_frames_that_it_has_of_the_list(
+    videos, prepared, kind
+):
+    clips = []
+    for manifest in (videos / "list.csv", prepared[kind]):
+        options = PipelineOptions(
+            str(manifest), frames=2, stride=4, size=(32, 32), crop="none", sampling="seconds",
+            repeats=3, repeat_windows=True, workers=0,
+        )  # fmt: skip
+        with ClipPipeline(options, batch_videos=5, seed=7) as pipeline:
+            clips.append(next(pipeline).arrays["video"].astype(int))
+    listed, shards = clips
+    assert np.abs(listed - shards).mean(axis=(1, 2, 3, 4)).max() < 8
+    others = np.roll(listed.reshape(5, 3, *listed.shape[1:]), 1, axis=1).reshape(listed.shape)
+    assert np.abs(listed - others).mean() > 30  # so that other frames would be noticed
+
+
 def test_the_files_do_not_depend_on_workers_and_are_kept(videos, prepared, tmp_path):
     flags = ("--format=mp4", "--crf=4", "--quality=95")
     assert run(videos, tmp_path, *flags, "--workers=1") == 0
