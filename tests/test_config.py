@@ -43,9 +43,14 @@ PARAMETERS = {
     "maskfeat_l_40x3": 217_330_524,
     "maskfeat_image_b": 85_882_476,
     "maskfeat_image_l": 303_413_356,
+    # umt.md 0; of the wider teacher ours: six heads of 768 rather than 512.
+    "umt_b_k710_l14": 88_005_888 + 6 * 256 * (768 + 3),
+    "umt_b": 88_005_888,
+    "umt_l": 307_806_720,
 }
 # Visible and predicted tokens: videomae.md 2 (0.9, 0.75), videomae_v2.md 2.1 and 2.2, mae_st.md 2.
 TOKENS = {"videomae": (160, 1408), "v2": (160, 784), "v2_vitg": (208, 1024), "mae": (156, 1412)}
+TOKENS |= {"umt": (320, 1248)}  # umt.md A3; those that are hidden are not predicted
 # Cells that are hidden together: maskfeat.md 3.
 CELLS = {"s": (8, 7, 7), "l": (8, 7, 7), "l_40x3": (20, 7, 7), "image": (1, 14, 14)}
 SMALL_SETS = ("videomae_b_ucf101", "videomae_b_hmdb51")
@@ -212,6 +217,8 @@ def _leaves(tree, prefix=""):
         ("v2_vitl", 1_348_000, 877 * 300, 877 * 30, 6e-3),
         ("v2_vith", 1_348_000, 658 * 300, 658 * 30, 8e-3),
         ("v2_vitg", 1_348_000, 658 * 300, 658 * 30, 4.8e-3),
+        # umt.md A5.
+        ("umt_b_k710", 658_340, 321 * 201, 321 * 40, 1.2e-3),
         ("videomae_b_ucf101", 9_537, 49 * 3201, 49 * 40, 2.25e-4),
         # reference/videomae.md 5.4: 5e-4 * 384 / 256; the two copies of a video are not counted.
         ("videomae_b_k400_ft", 240_436, 626 * 75, 626 * 5, 7.5e-4),

@@ -12,6 +12,7 @@ import mvit_cases
 import optim_cases
 import pytest
 import transformers_cases
+import umt_cases
 import videomae_cases
 from golden import Case, Comparison
 
@@ -45,6 +46,8 @@ MASKFEAT = {
     "param_groups_finetune": partial(optim_cases.maskfeat_groups, stage="finetune"),
 }
 UMT = {
+    "pretrain (alignment)": umt_cases.pretrain,
+    "mask sampling": umt_cases.mask_sampling,
     "finetune": videomae_cases.finetune,
     "position tables": videomae_cases.interpolated_tables,
     "schedule": videomae_cases.schedule,

@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 from vmae_jax import chips
 from vmae_jax.chips import Chip
 from vmae_jax.config import ConfigError
-from vmae_jax.systems import classify, distill, mae_st, maskfeat, videomae
+from vmae_jax.systems import classify, distill, mae_st, maskfeat, umt, videomae
 from vmae_jax.systems.base import System
 
 BUILDERS = {
@@ -14,6 +14,7 @@ BUILDERS = {
     "classify": classify.build,
     "distill": distill.build,
     "maskfeat": maskfeat.build,
+    "umt": umt.build,
 }
 
 
