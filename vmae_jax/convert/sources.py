@@ -1,7 +1,8 @@
 """Reads weights of any origin into arrays by our paths, with the facts that are known of them.
 
 Checkpoints of our own runs are orbax's and are read by train/checkpoints.py; `of_checkpoint` makes
-the same of them. PyTorch files are read by a process of their own (torch_reader.py).
+the same of them. PyTorch files are read by a process of their own (torch_reader.py, and
+torchscript_reader.py for those that hold a program).
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +21,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
+from vmae_jax.convert import clip
 from vmae_jax.convert.engine import ConversionError, Params, Report, flatten, to_ours
 from vmae_jax.convert.families import recognise
 from vmae_jax.ops.patches import Tubelet
@@ -65,6 +68,11 @@ class Source:
         marks = ("mask_token", "decoder/", "align/")
         return any(path.startswith(marks) for path in self.arrays)
 
+    @property
+    def tower(self) -> bool:
+        """Whether this is an image tower: it teaches, and is no system by itself."""
+        return clip.is_tower(self.arrays)
+
     def describe(self) -> str:
         """The source in a few lines: what, whose, which bytes, under which licence."""
         return (
@@ -87,9 +95,7 @@ def read(path: str | pathlib.Path) -> Source:
         that is known here.
     """
     path = pathlib.Path(path)
-    files = _files_of(path) if path.is_dir() else [path]
-    if not files or not files[0].is_file():
-        raise ConversionError(f"no weights at {path}")
+    files = _given_files(path)
     torch = files[0].suffix in TORCH_SUFFIXES
     if not torch and files[0].suffix != ".safetensors":
         good = ", ".join((".safetensors", *TORCH_SUFFIXES))
@@ -104,12 +110,15 @@ def read(path: str | pathlib.Path) -> Source:
         "sha256": _sha256(files),
         "config": config,
     }
-    if "encoder/patch_embed/kernel" in arrays:
+    if "encoder/patch_embed/kernel" in arrays or clip.is_tower(arrays):
+        tower = config.get("image_tower", {})
         return Source(
             family="vmae_jax",
             arrays={name: np.asarray(array, np.float32) for name, array in arrays.items()},
             report=Report({name: (name,) for name in arrays}, ignored),
             licence=metadata.get("licence", UNKNOWN_LICENCE),
+            tubelet=tuple(tower["tubelet"]) if "tubelet" in tower else None,
+            channels=tower.get("channels"),
             **facts,
         )
     family = recognise(arrays)
@@ -124,6 +133,15 @@ def read(path: str | pathlib.Path) -> Source:
         processor=_beside(beside, "preprocessor_config.json"),
         **facts,
     )
+
+
+def sha256(path: str | pathlib.Path) -> str:
+    """SHA-256 as `read` would state it, without reading any weights.
+
+    Raises:
+      ConversionError: nothing there.
+    """
+    return _sha256(_given_files(pathlib.Path(path)))
 
 
 def of_checkpoint(path: str, params: Params, part: str, config: Mapping[str, Any]) -> Source:
@@ -156,6 +174,13 @@ def hash_arrays(arrays: Mapping[str, np.ndarray]) -> str:
         digest.update(f"{name} {arrays[name].shape}\n".encode())
         digest.update(np.ascontiguousarray(arrays[name], "<f4").data)
     return digest.hexdigest()
+
+
+def _given_files(path: pathlib.Path) -> list[pathlib.Path]:
+    files = _files_of(path) if path.is_dir() else [path]
+    if not files or not files[0].is_file():
+        raise ConversionError(f"no weights at {path}")
+    return files
 
 
 def _files_of(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -191,7 +216,8 @@ def _read_safetensors(files: list[pathlib.Path]) -> _Content:
 
 
 def _read_torch(file: pathlib.Path) -> _Content:
-    reader = pathlib.Path(__file__).with_name("torch_reader.py")
+    name = "torchscript_reader.py" if _holds_a_program(file) else "torch_reader.py"
+    reader = pathlib.Path(__file__).with_name(name)
     with tempfile.TemporaryDirectory(prefix="vmae_torch_") as folder:
         # -P: nothing is imported from the folder of the script or of the user.
         command = [sys.executable, "-P", str(reader), str(file), folder]
@@ -206,6 +232,15 @@ def _read_torch(file: pathlib.Path) -> _Content:
         arrays = load_file(pathlib.Path(folder) / "weights.safetensors")
         ignored = json.loads((pathlib.Path(folder) / "ignored.json").read_text())
     return arrays, ignored, {}
+
+
+def _holds_a_program(file: pathlib.Path) -> bool:
+    """Whether a PyTorch file is a TorchScript archive."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except zipfile.BadZipFile:  # older than zips, or damaged, which its reader finds out
+        return False
 
 
 def _sha256(files: list[pathlib.Path]) -> str:
