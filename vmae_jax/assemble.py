@@ -16,14 +16,14 @@ from ml_collections import ConfigDict
 from vmae_jax import config as config_lib
 from vmae_jax import systems
 from vmae_jax.convert import sources
-from vmae_jax.convert.architecture import config_of
+from vmae_jax.convert.architecture import check_tower, config_of
 from vmae_jax.convert.engine import ConversionError, flatten, unflatten
 from vmae_jax.convert.fit import EXACT, Fitted, Policy, fit, starting_policy
 from vmae_jax.convert.sources import Source
 from vmae_jax.data.pipeline import ClipPipeline, PipelineOptions
 from vmae_jax.systems.base import System
 from vmae_jax.train import optim
-from vmae_jax.train.checkpoints import read_params
+from vmae_jax.train.checkpoints import read_params, saved_config
 from vmae_jax.train.frozen import place_frozen
 from vmae_jax.train.loop import Run
 from vmae_jax.train.schedules import warmup_cosine
@@ -277,12 +277,58 @@ def frozen_weights(config: ConfigDict) -> Callable[[Any], Any] | None:
     """
     if "teacher" not in config:
         return None
+    path, wanted, described = (
+        _teacher_weights(config),
+        config.teacher.sha256,
+        teacher_config(config),
+    )
+
+    def load(abstract: Any) -> Any:
+        source = read_weights(path)
+        if wanted and source.sha256 != wanted:
+            raise config_lib.ConfigError(
+                f"config.teacher.weights={path} has SHA-256 {source.sha256}, config.teacher.sha256 "
+                f"is {wanted}: give the file that the recipe was made with, or another recipe"
+            )
+        return _loaded(source, described, abstract, EXACT)
+
+    return load
+
+
+def with_teacher(config: ConfigDict, workdir: str) -> ConfigDict:
+    """The config with the SHA-256 of its teacher's weights, which stands for them in checkpoints.
+
+    Args:
+      config: the recipe; one without a teacher comes back as it is.
+      workdir: of the run, which may be going on from a checkpoint.
+
+    Raises:
+      ConfigError: no weights are named, or others than the recipe or the checkpoint says.
+      CheckpointError, ConversionError: they cannot be read.
+    """
+    if "teacher" not in config:
+        return config
+    path = _teacher_weights(config)
+    found = sources.sha256(path) if sources.is_weights(path) else read_weights(path).sha256
+    saved = (saved_config(workdir) or {}).get("teacher", {}).get("sha256", "")
+    for wanted, where in ((config.teacher.sha256, "config.teacher.sha256"), (saved, workdir)):
+        if wanted and wanted != found:
+            raise config_lib.ConfigError(
+                f"config.teacher.weights={path} has SHA-256 {found}, but {where} was made with a "
+                f"teacher of {wanted}: give that file, or another workdir to begin anew"
+            )
+    config = config.copy_and_resolve_references()
+    config.teacher.sha256 = found
+    return config
+
+
+def _teacher_weights(config: ConfigDict) -> str:
     if not config.teacher.weights:
         raise config_lib.ConfigError(
-            "config.teacher.weights is empty: name a fine-tuned classifier (docs/weights.md)"
+            f"config.teacher.weights is empty: {config.system!r} learns from a teacher that is "
+            "trained already; name its weights (docs/weights.md says what is read)"
         )
-    described = teacher_config(config)
-    return lambda abstract: load_weights(config.teacher.weights, described, abstract)
+    return config.teacher.weights
 
 
 def open_frozen(config: ConfigDict, system: System) -> Any:
@@ -299,8 +345,13 @@ def open_frozen(config: ConfigDict, system: System) -> Any:
 
 
 def teacher_config(config: ConfigDict) -> ConfigDict:
-    """The recipe's config with the teacher as its model, for reading the teacher's weights."""
+    """The recipe's config with the teacher as its model, and clips as the teacher sees them.
+
+    For reading the teacher's weights.
+    """
     config = config.copy_and_resolve_references().unlock()
+    if "size" in config.teacher:  # it sees pictures, each by itself
+        config.data.frames, config.data.size = config.teacher.tubelet[0], config.teacher.size
     config.model.update(
         {name: value for name, value in config.teacher.items() if name in config.model}
     )
@@ -321,7 +372,10 @@ def load_weights(
     Raises:
       CheckpointError, ConversionError: what does not fit, by name and shape.
     """
-    source = read_weights(path)
+    return _loaded(read_weights(path), config, abstract_params, policy)
+
+
+def _loaded(source: Source, config: ConfigDict, abstract_params: Any, policy: Policy) -> Any:
     _log.info("Weights:\n%s", source.describe())
     fitted = fit_weights(source, config, abstract_params, policy=policy)
     _log.info("%s", fitted.report)
@@ -371,6 +425,8 @@ def fit_weights(
                 f"{source.path} was made for {field}={found}, the config has "
                 f"model.{field}={config.model[field]}"
             )
+    if source.tower:
+        check_tower(source, config.model.encoder.heads)
     theirs = config_lib.clip_grid(config_of(source)) if "system" in source.config else None
     return fit(
         source.arrays,

@@ -71,7 +71,7 @@ def run(config: ConfigDict, workdir: str) -> Outcome:
             "hosts see (docs/scaling.md)"
         )
     config_lib.validate(config)
-    config = assemble.with_classes(config)
+    config = assemble.with_teacher(assemble.with_classes(config), workdir)
     system = systems.build(config)
     num_videos = assemble.count_videos(config)
     plan = config_lib.plan(config, num_videos)

@@ -1,5 +1,6 @@
 """What makes a recipe valid; every problem is found before anything is opened or compiled."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -108,6 +109,10 @@ def _probability(field: str) -> _Check:
 
 def _fraction(field: str) -> _Check:
     return field, lambda v: 0 <= v < 1, "must lie in [0, 1)"
+
+
+def _sha256(field: str) -> _Check:
+    return field, lambda v: not v or re.fullmatch("[0-9a-f]{64}", v), "64 hexadecimal digits, or ''"
 
 
 def _tubelet(field: str) -> _Check:
@@ -231,6 +236,7 @@ _CLASSIFYING: tuple[_Check, ...] = (
 )
 
 _DISTILLING: tuple[_Check, ...] = (
+    _sha256("teacher.sha256"),
     _tubelet("teacher.tubelet"),
     _one_of("teacher.pooling", *TRAINED_POOLINGS),
     _positive("distill.temperature"),
@@ -240,6 +246,7 @@ _DISTILLING: tuple[_Check, ...] = (
 )
 
 _ALIGNING: tuple[_Check, ...] = (
+    _sha256("teacher.sha256"),
     _tubelet("teacher.tubelet"),
     ("teacher.size", lambda v: len(v) == 2 and min(v) > 0, "must be (height, width) in pixels"),
     *(_at_least(f"teacher.{field}", 1) for field in ("output", "interval")),

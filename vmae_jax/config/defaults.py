@@ -482,6 +482,7 @@ def distill_defaults() -> ConfigDict:
     config.system = "distill"
     config.teacher = ConfigDict()
     config.teacher.weights = ""  # a fine-tuned classifier; docs/weights.md says what is read
+    config.teacher.sha256 = ""  # of these; "": whatever it is, and the run writes it here
     config.teacher.encoder = stack(VIT_VARIANTS["g"])
     config.teacher.encoder.remat = "none"  # it is not differentiated
     config.teacher.tubelet = (2, 14, 14)
@@ -512,6 +513,7 @@ def umt_defaults() -> ConfigDict:
 
     config.teacher = ConfigDict()
     config.teacher.weights = ""  # an image tower of CLIP; docs/weights.md says what is read
+    config.teacher.sha256 = ""  # of these; "": whatever it is, and the run writes it here
     config.teacher.encoder = stack(CLIP_VARIANTS["B/16"])
     config.teacher.encoder.remat = "none"  # it is not differentiated
     config.teacher.tubelet = (1, 16, 16)

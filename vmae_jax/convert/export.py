@@ -11,7 +11,9 @@ from safetensors.numpy import save_file
 
 from vmae_jax import __version__
 from vmae_jax import config as config_lib
-from vmae_jax.convert.engine import ConversionError, to_theirs, unflatten
+from vmae_jax.convert.architecture import Tower
+from vmae_jax.convert.clip import clip_table
+from vmae_jax.convert.engine import ConversionError, Table, to_theirs, unflatten
 from vmae_jax.convert.families import released_table
 from vmae_jax.convert.sources import Source
 from vmae_jax.convert.videomae import transformers_table
@@ -57,12 +59,53 @@ def save_released(
     folder: pathlib.Path, arrays: Mapping[str, np.ndarray], config: ConfigDict, *, licence: str
 ) -> list[pathlib.Path]:
     """Writes model.safetensors in the names of the code that such a model was released with."""
-    folder.mkdir(parents=True, exist_ok=True)
     table = released_table(arrays, config.model.tubelet, config.model.channels)
+    return _save_by_table(folder, arrays, table, licence)
+
+
+def save_released_tower(
+    folder: pathlib.Path, arrays: Mapping[str, np.ndarray], tower: Tower, *, licence: str
+) -> list[pathlib.Path]:
+    """Writes model.safetensors in the names of an image tower that was taken out of CLIP."""
+    return _save_by_table(folder, arrays, clip_table(tower.tubelet, tower.channels), licence)
+
+
+def _save_by_table(
+    folder: pathlib.Path, arrays: Mapping[str, np.ndarray], table: Table, licence: str
+) -> list[pathlib.Path]:
+    folder.mkdir(parents=True, exist_ok=True)
     theirs = to_theirs(unflatten(arrays), table)
-    metadata = {"format": "pt", "licence": licence}
-    save_arrays(folder / "model.safetensors", theirs, metadata)
+    save_arrays(folder / "model.safetensors", theirs, {"format": "pt", "licence": licence})
     return [folder / "model.safetensors"]
+
+
+def save_tower(
+    folder: pathlib.Path,
+    arrays: Mapping[str, np.ndarray],
+    tower: Tower,
+    *,
+    source: Source,
+    licence: str,
+) -> list[pathlib.Path]:
+    """Writes an image tower: model.safetensors by our paths, config.json and a model card.
+
+    Args: see `save_ours`; config.json holds what shapes do not tell.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    metadata = {"format": "vmae_jax", "licence": licence, "source_sha256": source.sha256}
+    save_arrays(folder / "model.safetensors", arrays, metadata)
+    told = {
+        "tubelet": tower.tubelet,
+        "channels": tower.channels,
+        "grid": tower.grid,
+        "heads": tower.spec.heads,
+    }
+    text = json.dumps({"image_tower": told}, indent=2, sort_keys=True) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    (folder / "README.md").write_text(
+        _tower_card(tower, arrays, source=source, licence=licence), encoding="utf-8"
+    )
+    return [folder / name for name in ("model.safetensors", "config.json", "README.md")]
 
 
 def save_transformers(
@@ -188,34 +231,52 @@ def model_card(
     else:
         unknown = "not recorded in the source; config.json has defaults in its place"
         facts |= {"recipe": unknown, "data": unknown}
-    name = pathlib.Path(source.path).name
-    facts["made from"] = f"{name} ({source.format}, names of {source.family})"
-    facts["SHA-256 of that"] = f"`{source.sha256}`"
-    facts["written by"] = f"vmae_jax {__version__}"
     results = _table(metrics) if metrics else ["No results were given."]
-    return "\n".join(
-        [
-            f"# {config.system}, {encoder.depth} blocks of width {encoder.width}",
-            "",
-            *_table(facts),
-            "",
-            "## Results",
-            *results,
-            "",
-            "## Licence",
-            f"{licence}.",
-            "The terms of the data it was trained on may bind the weights too.",
-            "",
-            "## Use",
-            "```python",
-            "from vmae_jax.assemble import open_model",
-            "",
-            'model = open_model("THIS FOLDER")',
-            "```",
-            "`--config.init_from=THIS FOLDER` starts training from it.",
-            "",
-        ]
-    )
+    use = [
+        "```python",
+        "from vmae_jax.assemble import open_model",
+        "",
+        'model = open_model("THIS FOLDER")',
+        "```",
+        "`--config.init_from=THIS FOLDER` starts training from it.",
+    ]
+    title = f"{config.system}, {encoder.depth} blocks of width {encoder.width}"
+    facts |= _origin(source)
+    return _card(title, facts, ["## Results", *results, ""], licence=licence, use=use)
+
+
+def _tower_card(
+    tower: Tower, arrays: Mapping[str, np.ndarray], *, source: Source, licence: str
+) -> str:
+    """The card of an image tower."""
+    spec, height, width = tower.spec, *tower.size
+    facts = {
+        "image tower": f"{spec.depth} blocks, width {spec.width}, {spec.heads} heads",
+        "parameters": f"{sum(array.size for array in arrays.values()):,} (float32)",
+        "input": f"pictures of {height} x {width} pixels, patches of "
+        f"{' x '.join(map(str, tower.tubelet))} (frames, rows, columns)",
+        "output": f"{tower.output} numbers a patch",
+    }
+    title = f"image tower, {spec.depth} blocks of width {spec.width}"
+    use = ["`--config.teacher.weights=THIS FOLDER` lets a system with a teacher learn from it."]
+    return _card(title, facts | _origin(source), [], licence=licence, use=use)
+
+
+def _origin(source: Source) -> dict[str, str]:
+    name = pathlib.Path(source.path).name
+    return {
+        "made from": f"{name} ({source.format}, names of {source.family})",
+        "SHA-256 of that": f"`{source.sha256}`",
+        "written by": f"vmae_jax {__version__}",
+    }
+
+
+def _card(
+    title: str, facts: Mapping[str, Any], results: list[str], *, licence: str, use: list[str]
+) -> str:
+    terms = "The terms of the data it was trained on may bind the weights too."
+    head, tail = [f"# {title}", "", *_table(facts), "", *results], ["", "## Use", *use, ""]
+    return "\n".join([*head, "## Licence", f"{licence}.", terms, *tail])
 
 
 def _table(facts: Mapping[str, Any]) -> list[str]:

@@ -16,13 +16,12 @@ import re
 import sys
 import zipfile
 
-import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
 DTYPES = {
     "HalfStorage": np.float16,
-    "BFloat16Storage": ml_dtypes.bfloat16,
+    "BFloat16Storage": np.uint16,  # the upper half of float32; NumPy has no such numbers
     "FloatStorage": np.float32,
     "DoubleStorage": np.float64,
     "LongStorage": np.int64,
@@ -103,7 +102,10 @@ class Unpickler(pickle.Unpickler):
         entry = self._archive.getinfo(f"{self._folder}data/{key}")
         if entry.compress_type != zipfile.ZIP_STORED:
             raise ValueError("a tensor is compressed")
-        return np.frombuffer(self._archive.read(entry), DTYPES[dtype], count)
+        numbers = np.frombuffer(self._archive.read(entry), DTYPES[dtype], count)
+        if dtype == "BFloat16Storage":
+            return (numbers.astype(np.uint32) << 16).view(np.float32)
+        return numbers
 
 
 def main(source: str, folder: str) -> None:

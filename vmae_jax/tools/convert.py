@@ -11,6 +11,7 @@ docs/weights.md says what is read and what the results hold.
 """
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import sys
@@ -22,25 +23,30 @@ from ml_collections import ConfigDict
 
 from vmae_jax import assemble, systems
 from vmae_jax.convert import export
+from vmae_jax.convert.architecture import Tower, tower_of
 from vmae_jax.convert.engine import ConversionError
-from vmae_jax.convert.fit import Fitted
+from vmae_jax.convert.fit import Fitted, fit
 from vmae_jax.convert.label_maps import map_head, read_label_map
 from vmae_jax.convert.sources import Source
 from vmae_jax.convert.stablehlo import save_programs
 from vmae_jax.errors import UserError
 
 TARGETS = ("vmae", "transformers", "released", "stablehlo")
+TOWER_TARGETS = ("vmae", "released")
+OF_SYSTEMS = ("config", "frames", "label_map", "classes", "metrics")  # flags
 REPORT = "conversion.txt"
 
 
-def load(args: argparse.Namespace) -> tuple[Source, ConfigDict, Fitted]:
-    """Reads the source and fits it to its recipe, exactly.
+def load(args: argparse.Namespace) -> tuple[Source, ConfigDict | Tower, Fitted]:
+    """Reads the source and fits it to its recipe, or an image tower to its size, exactly.
 
     Raises:
       UserError: of whatever kind; says what to put right.
     """
     source = assemble.read_weights(args.source)
     print(source.describe())
+    if source.tower:
+        return source, *_load_tower(args, source)
     overrides: dict[str, Any] = {}
     if args.label_map:
         label_map = read_label_map(args.label_map)
@@ -53,19 +59,40 @@ def load(args: argparse.Namespace) -> tuple[Source, ConfigDict, Fitted]:
     if args.frames:
         overrides["data.frames"] = args.frames
     if args.size:
-        overrides["data.size"] = tuple(args.size) * (2 // len(args.size))
+        overrides["data.size"] = _height_width(args.size)
     config = assemble.recipe_of(source, args.config, overrides)
     template = jax.eval_shape(systems.build(config).init, jax.random.key(0))
     return source, config, assemble.fit_weights(source, config, template)
 
 
+def _load_tower(args: argparse.Namespace, source: Source) -> tuple[Tower, Fitted]:
+    given = [name for name in OF_SYSTEMS if getattr(args, name)]
+    if given or args.to not in TOWER_TARGETS:
+        what = given[0] if given else f"to={args.to}"
+        raise ConversionError(
+            f"--{what}: {source.path} is an image tower, no system; it is converted "
+            f"--to={' or --to='.join(TOWER_TARGETS)}, without {', '.join(OF_SYSTEMS)}"
+        )
+    tower = tower_of(source)
+    if args.size:
+        tower = dataclasses.replace(tower, grid=tower.grid_of(_height_width(args.size)))
+    grid, source_grid = (1, *tower.grid), (1, *tower_of(source).grid)
+    fitted = fit(source.arrays, source.report, tower.shapes, grid=grid, source_grid=source_grid)
+    return tower, fitted
+
+
 def write(
-    args: argparse.Namespace, source: Source, config: ConfigDict, fitted: Fitted
+    args: argparse.Namespace, source: Source, recipe: ConfigDict | Tower, fitted: Fitted
 ) -> list[pathlib.Path]:
     """Writes what `--to` names; returns the files."""
     out, licence = pathlib.Path(args.out), args.licence or source.licence
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConversionError(f"--out={out} is not an empty folder; give another one")
+    if isinstance(recipe, Tower):
+        if args.to == "released":
+            return export.save_released_tower(out, fitted.arrays, recipe, licence=licence)
+        return export.save_tower(out, fitted.arrays, recipe, source=source, licence=licence)
+    config = recipe
     if args.to == "released":
         return export.save_released(out, fitted.arrays, config, licence=licence)
     if args.to == "stablehlo":
@@ -85,6 +112,11 @@ def write(
         licence=licence,
         metrics=_metrics(args.metrics) if args.metrics else None,
     )
+
+
+def _height_width(size: Sequence[int]) -> tuple[int, int]:
+    """Of one number for both, or two."""
+    return size[0], size[-1]
 
 
 def _class_names(path: str) -> tuple[str, ...]:
@@ -130,12 +162,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.size and len(args.size) > 2:
         parser.error("--size takes height and width, or one number")
     try:
-        source, config, fitted = load(args)
+        source, recipe, fitted = load(args)
         if args.dry_run:
             print(fitted.report.details())
             print(fitted.report)
             return 0
-        written = write(args, source, config, fitted)
+        written = write(args, source, recipe, fitted)
     except UserError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1

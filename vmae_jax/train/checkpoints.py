@@ -274,6 +274,19 @@ def read_params(path: str, *, prefer_ema: bool = True) -> tuple[Any, str, dict[s
     return read[part], part, read["meta"]
 
 
+def saved_config(workdir: str) -> dict[str, Any] | None:
+    """The config in the newest checkpoint of a workdir that can be read; None: there is none."""
+    folders = pathlib.Path(workdir).absolute().glob(f"{FOLDER}/[0-9]*")
+    complete = [path for path in folders if path.name.isdigit() and _is_complete(path)]
+    for folder in sorted(complete, key=lambda path: int(path.name), reverse=True):
+        try:
+            with _context(alone=True):
+                return ocp.load_checkpointables(folder, {"meta": None})["meta"]["config"]
+        except Exception as error:  # orbax raises many kinds for damaged files
+            _log.warning("%s has no facts that can be read (%.300s).", folder, error)
+    return None
+
+
 def checkpoint_folder(path: str) -> pathlib.Path:
     """Resolves a workdir or a step's folder to the folder of one complete checkpoint."""
     given = pathlib.Path(path).absolute()
