@@ -8,7 +8,7 @@ from vmae_jax import config as config_lib
 from vmae_jax import systems
 from vmae_jax.convert.architecture import config_of
 from vmae_jax.convert.engine import ConversionError, flatten, to_ours, to_theirs, unflatten
-from vmae_jax.convert.export import save_released
+from vmae_jax.convert.export import save_released, transformers_config
 from vmae_jax.convert.families import recognise, released_table
 from vmae_jax.convert.fit import fit, starting_policy
 from vmae_jax.convert.sources import read
@@ -181,6 +181,14 @@ def test_stored_positions_tell_frames_and_pixels(rows, frames, size, tmp_path):
     config = config_of(written(arrays, tmp_path))
     assert (config.model.positions, config.data.frames) == ("frozen", frames)
     assert config.data.size == (size, size)
+
+
+def test_transformers_can_hold_clips_of_the_pretraining_grid_alone():
+    config = tiny()
+    assert transformers_config(weights_of(config), config)["tubelet_size"] == 1
+    config.data.frames = 16
+    with pytest.raises(ConversionError, match="no positions of another grid"):
+        transformers_config(weights_of(config), config)
 
 
 def test_an_encoder_alone_has_features(tmp_path):

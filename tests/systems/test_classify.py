@@ -7,6 +7,7 @@ import pytest
 
 from vmae_jax import config as config_lib
 from vmae_jax import systems
+from vmae_jax.ops.pos_embed import sincos_positions
 from vmae_jax.systems.base import clip_keys
 from vmae_jax.train import optim
 from vmae_jax.train.sharding import batch_sharding, make_mesh, state_shardings
@@ -220,3 +221,20 @@ def test_labels_count_by_their_share():
     classify = systems.build(config)
     wanted, _ = classify.loss(params, classify.targets(None, batch, keys), keys, False)
     np.testing.assert_allclose(loss.total, wanted.total, rtol=1e-6)
+
+
+def test_the_sinusoid_of_another_grid_is_that_of_its_stored_table():
+    config = small_config()
+    config.model.sincos_grid = (4, 2, 2)  # the clip's is (2, 4, 4)
+    fixed = systems.build(config)
+    config = config.copy_and_resolve_references()
+    config.model.update(positions="frozen", sincos_grid=())
+    stored = systems.build(config)
+    params = jax.jit(fixed.init)(jax.random.key(0))
+    table = jnp.asarray(sincos_positions((2, 4, 4), 16, origin=(4, 2, 2)))
+    same = params | {"encoder": params["encoder"] | {"pos_embed": table}}
+    batch = {"video": clips()["video"][:2]}
+    logits = jax.jit(fixed.logits)(params, batch)
+    np.testing.assert_allclose(jax.jit(stored.logits)(same, batch), logits, atol=1e-6)
+    own = jax.jit(small_system().logits)(params, batch)
+    assert np.abs(own - logits).max() > 1e-3
