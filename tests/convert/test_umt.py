@@ -26,25 +26,20 @@ def shapes_of(config):
     return jax.eval_shape(systems.build(config).init, jax.random.key(0))
 
 
+def pretraining(depth=3, layers=2, output=512):
+    """A pretraining network with the encoder of `tiny`."""
+    config = config_lib.umt_defaults().unlock()
+    config.model.encoder.update(width=64, depth=depth, heads=1)
+    config.teacher.encoder.update(width=64, depth=layers, heads=1)
+    config.align.layers, config.teacher.output = layers, output
+    return config
+
+
 def weights_of(config, seed=0):
-    """Random arrays of a classifier, by our paths."""
+    """Random arrays by our paths."""
     rng = np.random.default_rng(seed)
     shapes = flatten(shapes_of(config))
     return {path: rng.normal(size=s.shape).astype(np.float32) for path, s in shapes.items()}
-
-
-def pretrained(config, layers=2, output=512):
-    """Random arrays of a pretraining network with the encoder of a classifier."""
-    config = config.copy_and_resolve_references()
-    config.model.pooling = "first"  # its encoder ends with a norm
-    arrays, rng = weights_of(config), np.random.default_rng(1)
-    width = config.model.encoder.width
-    shapes = {"proj/kernel": (layers, width, output), "proj/bias": (layers, output)}
-    shapes |= {"norm/scale": (layers, output), "norm/bias": (layers, output)}
-    encoder = {path: a for path, a in arrays.items() if path.startswith("encoder/")}
-    return encoder | {
-        f"align/{name}": rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()
-    }
 
 
 def stored_positions():
@@ -73,7 +68,7 @@ def assert_equal(ours, expected):
 @pytest.mark.parametrize(
     ("arrays", "family"),
     [
-        (lambda: pretrained(tiny()), "Unmasked Teacher"),
+        (lambda: weights_of(pretraining()), "Unmasked Teacher"),
         (lambda: weights_of(tiny()), "Unmasked Teacher fine-tuned"),
         (stored_positions, "Unmasked Teacher fine-tuned"),
     ],
@@ -90,14 +85,14 @@ def test_import_undoes_export_bit_for_bit(arrays, family):
 
 
 @pytest.mark.parametrize(
-    ("depth", "output", "pretraining", "tuned"), [(12, 512, 184, 162), (24, 768, 340, 318)]
+    ("depth", "output", "trained", "tuned"), [(12, 512, 184, 162), (24, 768, 340, 318)]
 )
-def test_names_are_those_of_the_published_files(depth, output, pretraining, tuned):
+def test_names_are_those_of_the_published_files(depth, output, trained, tuned):
     config = tiny()
     config.model.encoder.depth = depth
     assert len(released(weights_of(config))) == tuned  # reference/umt.md, C
-    theirs = released(pretrained(config, layers=6, output=output))
-    assert len(theirs) == pretraining
+    theirs = released(weights_of(pretraining(depth, layers=6, output=output)))
+    assert len(theirs) == trained
     for name, shape in {
         "encoder.patch_embed.proj.weight": (64, 3, 1, 16, 16),
         f"encoder.blocks.{depth - 1}.attn.qkv.weight": (192, 64),
@@ -122,7 +117,7 @@ def test_a_patch_of_one_frame_tells_it_from_videomae_and_a_mask_token_does_not()
 
 
 def test_a_classifier_begins_with_the_pretrained_encoder_alone():
-    arrays, template = pretrained(tiny()), shapes_of(tiny())
+    arrays, template = weights_of(pretraining()), shapes_of(tiny())
     report = to_ours(released(arrays), released_table(arrays, (1, 16, 16), 3))[1]
     fitted = fit(arrays, report, template, policy=starting_policy(template))
     assert_equal(
@@ -147,7 +142,7 @@ def test_a_classifier_begins_with_another_and_keeps_its_norm():
 
 
 def test_the_recipe_of_a_pretraining_file_names_the_tower_that_taught_it(tmp_path):
-    config = config_of(written(pretrained(tiny(), layers=3), tmp_path))
+    config = config_of(written(weights_of(pretraining(layers=3)), tmp_path))
     assert (config.system, config.data.frames, config.data.size) == ("umt", 8, (224, 224))
     assert (config.align.layers, config.teacher.output) == (3, 512)
     assert (config.teacher.encoder.width, config.teacher.size) == (768, (224, 224))
@@ -155,7 +150,7 @@ def test_the_recipe_of_a_pretraining_file_names_the_tower_that_taught_it(tmp_pat
 
 
 def test_the_wider_tower_sees_smaller_pictures(tmp_path):
-    config = config_of(written(pretrained(tiny(), output=768), tmp_path))
+    config = config_of(written(weights_of(pretraining(output=768)), tmp_path))
     assert (config.teacher.encoder.depth, config.teacher.tubelet) == (24, (1, 14, 14))
     assert config.teacher.size == (196, 196)
     config_lib.validate(config)
@@ -192,7 +187,7 @@ def test_transformers_can_hold_clips_of_the_pretraining_grid_alone():
 
 
 def test_an_encoder_alone_has_features(tmp_path):
-    arrays = {p: a for p, a in pretrained(tiny()).items() if p.startswith("encoder/")}
+    arrays = {p: a for p, a in weights_of(pretraining()).items() if p.startswith("encoder/")}
     source = written(arrays, tmp_path)
     config = config_of(source)
     assert (source.family, config.system) == ("Unmasked Teacher fine-tuned", "classify")

@@ -49,7 +49,7 @@ UMT = {
     "pretrain (alignment)": umt_cases.pretrain,
     "mask sampling": umt_cases.mask_sampling,
     "finetune": videomae_cases.finetune,
-    "position tables": videomae_cases.interpolated_tables,
+    "position tables": umt_cases.position_tables,
     "schedule": videomae_cases.schedule,
     "param_groups_pretrain": partial(optim_cases.umt_groups, stage="pretrain"),
     "param_groups_finetune": partial(optim_cases.umt_groups, stage="finetune"),

@@ -9,10 +9,11 @@ from vmae_jax import chips
 from vmae_jax import config as config_lib
 from vmae_jax.convert.clip import clip_table
 from vmae_jax.convert.engine import flatten, to_ours, to_theirs, unflatten
-from vmae_jax.convert.umt import pretrain_table
+from vmae_jax.convert.umt import finetune_table, pretrain_table
 from vmae_jax.models.functional import functional
 from vmae_jax.models.layers import StackOptions
 from vmae_jax.models.umt import Student
+from vmae_jax.models.vit import Classifier
 from vmae_jax.ops.losses import alignment, unit_vectors
 from vmae_jax.ops.patches import patchify
 from vmae_jax.ops.tokens import gather
@@ -37,6 +38,11 @@ VALUES = {
         [0.01037, 0.06236, -0.02955],
         *(2.021313, 340),
     ),
+}
+# Of a classifier of 400 classes: mean, deviation and the first five of its logits.
+LOGITS = {
+    "B": (-0.07948, 0.932, [-0.37445, 0.14379, 0.11555, -1.45107, -0.32377]),
+    "L": (0.064978, 0.934478, [2.13408, 0.28466, -0.13643, 0.70295, 0.71965]),
 }
 
 
@@ -91,3 +97,25 @@ def test_the_student_says_what_the_released_one_says_and_is_as_far_from_its_teac
     target = jax.vmap(gather, in_axes=(0, None))(features, visible_idx)
     total, weight = alignment(said, target, kind="l2")
     np.testing.assert_allclose(total / weight, loss, atol=2e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", LOGITS)
+def test_logits_are_those_of_the_released_classifier(size):
+    net = functional(
+        lambda rngs: Classifier(
+            VIT_VARIANTS[size],
+            StackOptions(attention="xla_f32", remat="none"),
+            values=768,
+            num_classes=400,
+            rngs=rngs,
+        )
+    )
+    params, found = filled_params(net.shapes, finetune_table((1, 16, 16)))
+    assert found == {"B": 162, "L": 318}[size]
+    clip = np.random.RandomState(0).standard_normal((1, 3, 8, 224, 224)).astype(np.float32)
+    patches = patchify(np.moveaxis(clip, 1, -1), (1, 16, 16))
+    logits = np.asarray(jax.jit(lambda *a: net.apply(*a, grid=GRID))(params, patches))[0]
+    mean, deviation, first = LOGITS[size]
+    np.testing.assert_allclose(logits[:5], first, atol=2e-5)
+    np.testing.assert_allclose([logits.mean(), logits.std()], [mean, deviation], atol=6e-6)

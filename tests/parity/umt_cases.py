@@ -1,4 +1,6 @@
-"""Runs golden cases of UMT's pretraining through our code, in float32."""
+"""Runs golden cases of UMT's pretraining and positions through our code, in float32."""
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from vmae_jax.models.layers import StackOptions
 from vmae_jax.models.umt import Student
 from vmae_jax.ops import losses, masking
 from vmae_jax.ops.patches import patchify
+from vmae_jax.ops.pos_embed import sincos_positions
 from vmae_jax.ops.tokens import gather
 from vmae_jax.variants import StackSpec
 
@@ -85,6 +88,21 @@ def mask_sampling(case: Case, result: Comparison) -> None:
         error = 5 * np.sqrt(2 * frequency * (1 - frequency) / draws)
         share = np.abs(frequency - reference[name]) / error
         result.array(name, share, np.zeros_like(share), rtol=0, atol=1)
+
+
+def position_tables(case: Case, result: Comparison) -> None:
+    """Sinusoids of one grid for another, of fine-tuning and of clips beside texts."""
+    reference = case.arrays("outputs")
+    ours = {}
+    for name in reference:
+        config = case.config[name]
+        frames, side = config["cur_frame"], math.isqrt(config["n_position"] // config["cur_frame"])
+        origin = (8, 14, 14)  # of the 1568 positions
+        if "ckpt_num_frame" in config:  # of another number of frames, or the clip's own
+            of = config["ckpt_num_frame"] if config["ckpt_num_frame"] > 0 else frames
+            origin = (of, side, side)
+        ours[name] = sincos_positions((frames, side, side), config["d_hid"], origin=origin)
+    result.arrays("outputs", ours, reference)
 
 
 def _spec(config, prefix: str = "") -> StackSpec:

@@ -1,6 +1,5 @@
 """Runs golden cases of VideoMAE and VideoMAE V2 through our code, in float32."""
 
-import math
 import re
 
 import jax
@@ -18,7 +17,7 @@ from vmae_jax.models.mae import MaskedAutoencoder
 from vmae_jax.models.vit import Classifier
 from vmae_jax.ops import losses, masking
 from vmae_jax.ops.patches import grid_of, patchify
-from vmae_jax.ops.pos_embed import sincos_positions, sincos_table
+from vmae_jax.ops.pos_embed import sincos_table
 from vmae_jax.ops.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from vmae_jax.ops.tokens import gather
 from vmae_jax.variants import StackSpec
@@ -122,21 +121,6 @@ def position_tables(case: Case, result: Comparison) -> None:
         match = re.fullmatch(r"table_(\d+)x(\d+)", name)
         if match:
             ours[name] = sincos_table(int(match[1]), int(match[2]))
-    result.arrays("outputs", ours, reference)
-
-
-def interpolated_tables(case: Case, result: Comparison) -> None:
-    """Sinusoids of a grid for another: Unmasked Teacher's in fine-tuning and of several clips."""
-    reference = case.arrays("outputs")
-    ours = {}
-    for name in reference:
-        config = case.config[name]
-        frames, side = config["cur_frame"], math.isqrt(config["n_position"] // config["cur_frame"])
-        origin = (8, 14, 14)  # of the 1568 positions
-        if "ckpt_num_frame" in config:  # of another number of frames, or the clip's own
-            of = config["ckpt_num_frame"] if config["ckpt_num_frame"] > 0 else frames
-            origin = (of, side, side)
-        ours[name] = sincos_positions((frames, side, side), config["d_hid"], origin=origin)
     result.arrays("outputs", ours, reference)
 
 
