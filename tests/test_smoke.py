@@ -10,12 +10,11 @@ import sys
 import jax
 import pytest
 from PIL import Image
-from safetensors.numpy import save_file
 
 from vmae_jax import assemble, systems
 from vmae_jax.convert.clip import clip_table
 from vmae_jax.convert.engine import flatten, to_theirs
-from vmae_jax.convert.export import save_released
+from vmae_jax.convert.export import save_arrays, save_released
 from vmae_jax.data.moving_shapes import CLASSES
 from vmae_jax.data.synthetic import generate
 from vmae_jax.tools.bench import load_config
@@ -62,7 +61,7 @@ def teacher(config, folder):
     if config.system == "umt":  # in CLIP's own names
         named = to_theirs(params, clip_table(tuple(config.teacher.tubelet)))
         folder.mkdir()
-        save_file(named, folder / "tower.safetensors")
+        save_arrays(folder / "tower.safetensors", named, {})
         return folder / "tower.safetensors"
     described = assemble.teacher_config(config)
     return save_released(folder, flatten(params), described, licence="none")[0]

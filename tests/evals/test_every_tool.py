@@ -10,15 +10,17 @@ from safetensors.numpy import save_file
 
 from vmae_jax import config as config_lib
 from vmae_jax import systems
-from vmae_jax.convert.engine import flatten
+from vmae_jax.convert.clip import clip_table
+from vmae_jax.convert.engine import flatten, to_theirs
+from vmae_jax.convert.export import save_arrays
 from vmae_jax.tools import evaluate, extract, predict, probe, reconstruct
 from vmae_jax.variants import MViTSpec
 
 pytestmark = pytest.mark.slow
 
 MULTISCALE = MViTSpec(8, (1, 1), 1, strides=((1, 1, 1), (1, 2, 2)), kv_stride=(1, 2, 2))
-CLASSIFIERS = ("mae_st_ft", "mvit_ft")
-NETWORKS = (*CLASSIFIERS, "mae_st", "maskfeat", "maskfeat_image")
+CLASSIFIERS = ("mae_st_ft", "mvit_ft", "umt_ft")
+NETWORKS = (*CLASSIFIERS, "mae_st", "maskfeat", "maskfeat_image", "umt")
 CLASSES, VIDEOS = 3, 4
 
 
@@ -36,6 +38,13 @@ def recipe(network):
             config = config_lib.maskfeat_defaults()
         case "maskfeat_image":
             config = config_lib.maskfeat_defaults("vit")
+        case "umt_ft":
+            config = config_lib.umt_finetune_defaults()
+        case "umt":
+            config = config_lib.umt_defaults()
+            config.teacher.encoder.update(width=16, depth=2, heads=2)
+            config.teacher.update(tubelet=(1, 8, 8), size=(32, 32), output=8)
+            config.align.layers = 2
     config = config.unlock()
     config.data.update(frames=min(config.data.frames, 4), size=(32, 32), workers=0)
     if config.model.architecture == "mvit":
@@ -54,8 +63,14 @@ def recipe(network):
 def network(request, tmp_path_factory):
     """Its name, and the flag that gives random weights of it to a tool."""
     folder, config = tmp_path_factory.mktemp(request.param), recipe(request.param)
-    params = jax.device_get(jax.jit(systems.build(config).init)(jax.random.key(0)))
+    system = systems.build(config)
+    params = jax.device_get(jax.jit(system.init)(jax.random.key(0)))
     save_file(flatten(params), folder / "model.safetensors")
+    if system.init_frozen:
+        tower = jax.device_get(jax.jit(system.init_frozen)(jax.random.key(1)))
+        named = to_theirs(tower, clip_table(tuple(config.teacher.tubelet)))
+        config.teacher.weights = str(folder / "tower.safetensors")
+        save_arrays(folder / "tower.safetensors", named, {})
     (folder / "config.json").write_text(config_lib.to_json(config))
     return request.param, f"--weights={folder}"
 
@@ -127,3 +142,7 @@ def test_reconstruct(network, video, tmp_path, capsys):
         return
     picture = np.asarray(Image.open(tmp_path / "reconstructions.png"))
     assert status == 0 and picture.std() > 10
+    if name == "umt":
+        elsewhere = [video, weights, f"--out={tmp_path}", f"--teacher={tmp_path / 'no.pth'}"]
+        assert reconstruct.main(elsewhere) == 1
+        assert f"no weights at {tmp_path / 'no.pth'}" in capsys.readouterr().err

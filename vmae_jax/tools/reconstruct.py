@@ -6,7 +6,8 @@ r"""Shows what a masked model reconstructs, on any video.
     python -m vmae_jax.tools.reconstruct --weights=released.pth --out=pictures a.mp4
 
 Writes one picture of all clips (reconstructions.png) and, for each clip, its videos side by side
-as mp4 and GIF. A prediction that borrows statistics of the true patches says so in its label.
+as mp4 and GIF. A prediction that borrows statistics of the true patches says so in its label. What
+learns from a teacher is drawn beside it: the weights that the run names must still be there.
 """
 
 import argparse
@@ -114,6 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", required=True, help="folder for the pictures")
     parser.add_argument("--manifest", help="list of videos to take clips of; default: the run's")
     parser.add_argument("--root", help="folder of that list's paths; default: its own")
+    parser.add_argument("--teacher", help="its weights, if not where the run had them")
     parser.add_argument("--clips", type=int, default=4, help="of the manifest (default: 4)")
     args = parser.parse_args(argv)
     if not args.workdir and not args.weights:
@@ -121,6 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     overrides = {}
     if args.manifest:
         overrides = {"data.manifest": args.manifest, "data.root": args.root or ""}
+    if args.teacher:
+        overrides["teacher.weights"] = args.teacher
     try:
         model = assemble.open_model(args.weights or args.workdir, args.config, **overrides)
         videos, names = reconstruct(model, videos=args.videos, num_clips=args.clips)
