@@ -13,10 +13,7 @@ from vmae_jax.convert import videomae
 from vmae_jax.convert.engine import POSITIONS, Rule, Table, linear_rules, norm_rules
 from vmae_jax.ops.patches import Grid, Tubelet
 
-LICENCE = (
-    "Unmasked Teacher's code: MIT; its weights, and the CLIP model that taught them, have terms of "
-    "their own, not stated in the file"
-)
+LICENCE = "Unmasked Teacher's code: MIT; a licence of its weights is not stated"
 TABLES = PRETRAINING, FINETUNED = "Unmasked Teacher", "Unmasked Teacher fine-tuned"  # their names
 
 
