@@ -119,8 +119,9 @@ def fit(
         if path not in wanted:
             reason = reason_for(path, policy.dropped)
             if reason is None:
-                where = "; config.model.positions says what it has" if "pos_embed" in path else ""
-                problems.append(f"{path} {array.shape} has no place in the model{where}")
+                kept = "; config.model.positions='frozen' would keep it"
+                hint = kept if path == "encoder/pos_embed" else ""
+                problems.append(f"{path} {array.shape} has no place in the model{hint}")
             dropped[path] = reason or ""
         elif array.shape == wanted[path]:
             fitted[path] = array
