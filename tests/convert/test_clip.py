@@ -159,7 +159,7 @@ def test_a_tower_that_computes_otherwise_is_refused(arrays, tmp_path):
 
 @pytest.mark.parametrize(
     ("lost", "words"),
-    [("class_embedding", "not a class token"), ("proj", "not a projection")],
+    [("class_embedding", "no class_embedding"), ("proj", "no proj: this is no vision")],
 )
 def test_other_networks_with_such_names_are_told_apart(arrays, tmp_path, lost, words):
     named = {name: array for name, array in visual(arrays).items() if name != lost}

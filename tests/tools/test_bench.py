@@ -23,6 +23,22 @@ def test_step_figures_are_consistent(tmp_path, capsys):
     assert "clips_per_s_per_chip" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "name", [pytest.param("v2_vits_k710_distill", marks=pytest.mark.slow), "umt_b_k710"]
+)
+def test_teacher_and_student_are_told_apart(name, tmp_path):
+    out = tmp_path / "figures.jsonl"
+    recipe = f"--config={ROOT / 'configs' / name}.py:smoke"
+    assert (
+        bench.main(["step", recipe, "--clips=8", "--steps=1", "--warmup=0", f"--json={out}"]) == 0
+    )
+    row = json.loads(out.read_text())
+    assert row["targets_s"] + row["rest_s"] == pytest.approx(row["step_s"])
+    assert row["targets_share"] == pytest.approx(row["targets_s"] / row["step_s"])
+    parts = row["gmac_teacher_per_clip"], row["gmac_student_per_clip"]
+    assert min(parts) > 0 and sum(parts) == pytest.approx(row["gmac_forward_per_clip"])
+
+
 def test_decoder_mask_can_be_switched_off_and_costs_more(tmp_path):
     out = tmp_path / "figures.jsonl"
     common = ["step", SMOKE, "--clips=8", "--steps=1", "--warmup=1", f"--json={out}"]

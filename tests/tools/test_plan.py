@@ -63,6 +63,21 @@ def test_gpus_are_planned_without_their_program(config):
     assert "tools/bench step" in plan.table(facts)
 
 
+@pytest.mark.parametrize("system", ["distill", "umt"])
+def test_teacher_and_student_are_planned_apart(system):
+    config = config_lib.smoke(config_lib.DEFAULTS[system]())
+    config.model.update({"num_classes": 5} if system == "distill" else {})
+    facts = _plan(config, "gpu:h100:2")
+    teacher = facts["teacher_gflop_per_clip"]
+    assert teacher == pytest.approx(2 * facts["gmac_per_clip"]["teacher"])
+    share = teacher / facts["train_gflop_per_clip"]
+    estimate = facts["estimate"]
+    assert 0 < share < 1 and estimate["teacher_s"] == pytest.approx(share * estimate["compute_s"])
+    assert facts["memory"]["frozen_gib"] * 2**30 == 2 * facts["frozen_parameters"] > 0
+    words = plan.table(facts)
+    assert "M of a teacher" in words and "teacher" in words.split("memory")[1]
+
+
 def test_a_batch_that_does_not_share_is_an_error(config):
     with pytest.raises(config_lib.ConfigError, match="batch_videos"):
         _plan(config, "gpu:h100:5")

@@ -18,14 +18,17 @@ from vmae_jax.convert.videomae import PREFIXES
 from vmae_jax.ops.patches import Tubelet
 
 LICENCE = (
-    "CLIP's code: MIT; its model card allows research and no deployment that was not tested. Where "
-    "others trained the weights, their terms hold"
+    "CLIP's code: MIT; its model card puts deployment out of scope. Where others trained the "
+    "weights, their terms hold"
 )
-# Patch embedding -> what precedes the names of the tower.
+# Patch embedding -> class token and projection, which only such a tower has beside it.
 EMBEDDINGS = {
-    "visual.conv1.weight": "visual.",
-    "conv1.weight": "",
-    "vision_model.embeddings.patch_embedding.weight": "vision_model.",
+    "visual.conv1.weight": ("visual.class_embedding", "visual.proj"),
+    "conv1.weight": ("class_embedding", "proj"),
+    "vision_model.embeddings.patch_embedding.weight": (
+        "vision_model.embeddings.class_embedding",
+        "visual_projection.weight",
+    ),
 }
 _TEXT = "of the text tower"
 _COMPARISON = "of the comparison between pictures and texts"
@@ -46,19 +49,16 @@ def tower_table(embedding: str, source: Arrays) -> Table:
     Raises:
       ConversionError: another network than a vision transformer with a projection.
     """
-    base = EMBEDDINGS[embedding]
-    theirs = embedding.startswith("vision_model.")
-    marks = {f"{base}embeddings.class_embedding": "a class token"} if theirs else {}
-    marks |= {"visual_projection.weight": "a projection"} if theirs else {}
-    marks = marks or {f"{base}class_embedding": "a class token", f"{base}proj": "a projection"}
-    if missing := [words for name, words in marks.items() if name not in source]:
+    if missing := [name for name in EMBEDDINGS[embedding] if name not in source]:
         raise ConversionError(
-            f"beside {embedding} there is not {' and not '.join(missing)}: this is no vision "
+            f"beside {embedding} there is no {' and no '.join(missing)}: this is no vision "
             "transformer of CLIP with all its parts (of transformers, CLIPModel and "
             "CLIPVisionModelWithProjection have them)"
         )
     tubelet, channels = patch_shape(source[embedding])
-    return transformers_table(tubelet, channels) if theirs else clip_table(tubelet, channels, base)
+    if embedding.startswith("vision_model."):
+        return transformers_table(tubelet, channels)
+    return clip_table(tubelet, channels, embedding.removesuffix("conv1.weight"))
 
 
 def patch_shape(weight) -> tuple[Tubelet, int]:

@@ -138,6 +138,7 @@ class Step:
       compile_s: time that compiling took here.
       peak_bytes: most memory in use at once; where it does not fit, what would be needed.
       state_bytes: parameters, moments and average.
+      frozen_bytes: what is never trained (a teacher).
       state_arrays: arrays of the state.
       refusal: the compiler's words if the program does not fit into memory; else "".
     """
@@ -146,6 +147,7 @@ class Step:
     compile_s: float
     peak_bytes: int
     state_bytes: int
+    frozen_bytes: int
     state_arrays: int
     refusal: str = ""
 
@@ -161,12 +163,10 @@ def compile_step(system: System, run: Run, mesh: Mesh, *, clips: int) -> Step:
     """
     with jax.set_mesh(mesh):
         arguments = _arguments(system, run, mesh, clips)
-        state = arguments[0]
+        leaves, frozen = (jax.tree.leaves(tree) for tree in arguments[:2])
         train_step = make_train_step(system, run.tx, run.schedule, run.options)
         lowered = lower_step(agreement.make_agreed_step(train_step), *arguments)
-        leaves = jax.tree.leaves(state)
-        kept = leaves + jax.tree.leaves(arguments[1])  # a teacher stays in memory, too
-        state_bytes = sum(_bytes_of_shard(leaf) for leaf in kept)
+        kept = [sum(map(_bytes_of_shard, tree)) for tree in (leaves, frozen)]
         begin = time.perf_counter()
         try:
             compiled = lowered.compile()
@@ -175,11 +175,11 @@ def compile_step(system: System, run: Run, mesh: Mesh, *, clips: int) -> Step:
                 raise PlanError(f"the compiler refused the step: {_first_line(error)}") from error
             elapsed = time.perf_counter() - begin
             words = str(error)
-            return Step(None, elapsed, needed_bytes(words), state_bytes, len(leaves), words)
+            return Step(None, elapsed, needed_bytes(words), *kept, len(leaves), words)
         elapsed = time.perf_counter() - begin
     program = Program(compiled.as_text())
     peak = _peak_bytes(compiled.memory_analysis())
-    return Step(program, elapsed, peak, state_bytes, len(leaves))
+    return Step(program, elapsed, peak, *kept, len(leaves))
 
 
 def _arguments(system: System, run: Run, mesh: Mesh, clips: int) -> tuple[Any, Any, Any, Any]:

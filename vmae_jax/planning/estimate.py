@@ -60,6 +60,11 @@ def macs_by_group(macs: Mapping[str, float]) -> dict[str, float]:
     return groups
 
 
+def teacher_flops(macs: Mapping[str, float]) -> float:
+    """Floating-point operations per clip of what is never trained: its forward pass alone."""
+    return 2 * macs.get("teacher", 0.0)
+
+
 def recomputed_macs(macs: Mapping[str, float], remat: Mapping[str, str]) -> float:
     """Forward work that is done twice per clip: the stacks whose policy keeps block inputs only."""
     return sum(macs[stack] for stack, policy in remat.items() if policy == "full")

@@ -68,7 +68,7 @@ class System:
       loss: `(params, batch', keys, train) -> (Ratio, {name: Ratio})`.
       batch_spec: arrays of a batch that the system consumes.
       compute_dtype: dtype of the matrix products.
-      macs: forward multiply-accumulates per clip, by part.
+      macs: forward multiply-accumulates per clip, by part; "teacher" is what the frozen tree costs.
       train_flops: floating-point operations of one training step per clip (matmuls only, forward
         and backward, no rematerialisation).
       choices: what "auto" fields of the config came to on the chip, in words for reports.

@@ -15,9 +15,9 @@ from vmae_jax.models.clip import ImageTower
 from vmae_jax.models.functional import functional
 from vmae_jax.ops.bicubic import resize_bicubic
 from vmae_jax.ops.losses import unit_vectors
-from vmae_jax.ops.patches import patchify, to_planes
+from vmae_jax.ops.patches import patchify
 from vmae_jax.systems.base import Params, compute_copy
-from vmae_jax.systems.stacks import spec_of, stack_options
+from vmae_jax.systems.stacks import encoder_for_planes, spec_of, stack_options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ def image_teacher(config: ConfigDict, chip: Chip) -> ImageTeacher:
 
     @jax.named_scope("teacher")
     def look(frozen: Params, video: jax.Array) -> tuple[jax.Array, jax.Array]:
-        frozen = _for_planes(compute_copy(frozen, config.model.dtype), channels)
+        frozen = encoder_for_planes(compute_copy(frozen, config.model.dtype), channels)
         # Frames of every clip at a time, so that all devices have their share of each chunk.
         chunks = rearrange(video, "b (chunk t) h w c -> chunk b t h w c", t=together)
         if len(chunks) == 1:
@@ -108,9 +108,3 @@ def image_teacher(config: ConfigDict, chip: Chip) -> ImageTeacher:
         ),
         choices={"teacher attention": options.attention},
     )
-
-
-def _for_planes(frozen: Params, channels: int) -> Params:
-    """The parameters for patches in the order of planes; they are kept in that of pixels."""
-    kernel = to_planes(frozen["patch_embed"]["kernel"], channels=channels, axis=0)
-    return frozen | {"patch_embed": frozen["patch_embed"] | {"kernel": kernel}}

@@ -92,10 +92,13 @@ def vit_tokens(config: ConfigDict, tubelet: Tubelet | None = None) -> int:
 
 def for_planes(params: Params, channels: int) -> Params:
     """Parameters with an `encoder` for patches in the order of planes; kept in that of pixels."""
-    encoder = params["encoder"]
+    return params | {"encoder": encoder_for_planes(params["encoder"], channels)}
+
+
+def encoder_for_planes(encoder: Params, channels: int) -> Params:
+    """The same of the encoder alone, or of anything with a `patch_embed`."""
     kernel = to_planes(encoder["patch_embed"]["kernel"], channels=channels, axis=0)
-    embed = encoder["patch_embed"] | {"kernel": kernel}
-    return params | {"encoder": encoder | {"patch_embed": embed}}
+    return encoder | {"patch_embed": encoder["patch_embed"] | {"kernel": kernel}}
 
 
 def vit_encoder(

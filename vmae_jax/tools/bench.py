@@ -7,6 +7,8 @@ r"""Times training steps and the input pipeline; prints a table and writes JSON.
     python -m vmae_jax.tools.bench data --manifest=train.csv --recipe=finetune --repeats=2
 
 A step is timed on data that is already on the device, between two blocking reads, after warm-up.
+Where a system has a part that is never trained (a teacher), its targets are timed too, as a program
+of their own, in turns with the step; what the step takes beyond them is the student's.
 MFU is model FLOPs (matmuls, forward and backward, no recomputation) over the chip's stated peak;
 where that is unknown the achieved TFLOP/s stand alone.
 
@@ -36,7 +38,7 @@ from vmae_jax import config as config_lib
 from vmae_jax.data.clips import RESIZES
 from vmae_jax.data.pipeline import ClipPipeline, PipelineOptions
 from vmae_jax.data.stages import STAGES
-from vmae_jax.systems.base import System
+from vmae_jax.systems.base import Batch, System, clip_keys
 from vmae_jax.train import metrics
 from vmae_jax.train.checkpoints import versions
 from vmae_jax.train.frozen import place_frozen
@@ -99,6 +101,7 @@ class LiveStep:
       system: of the recipe.
       compiled: the program.
       compile_s: seconds that the compiler took.
+      compiled_targets: the targets alone, of a system with a part that is never trained; else None.
     """
 
     def __init__(self, config: ConfigDict, *, clips: int):
@@ -125,6 +128,17 @@ class LiveStep:
             lowered = lower_step(step, self._state, self._frozen, self._batch, self._key)
             self.compiled = lowered.compile()
             self.compile_s = time.perf_counter() - begin
+            self.compiled_targets = None
+            if self._frozen is not None:
+                lowered = jax.jit(self._targets).lower(self._frozen, self._batch, self._key)
+                self.compiled_targets = lowered.compile()
+
+    def _targets(self, frozen: Any, batch: Batch, key: jax.Array) -> Batch:
+        return self.system.targets(frozen, batch, clip_keys(key, 0, batch["index"]))
+
+    def run_targets(self) -> Batch:
+        """Computes the targets once, alone, and waits for them."""
+        return jax.block_until_ready(self.compiled_targets(self._frozen, self._batch, self._key))
 
     def run(self) -> dict[str, jax.Array]:
         """Takes one step and waits for it; returns its metrics."""
@@ -141,27 +155,47 @@ def bench_step(config: ConfigDict, *, clips: int, steps: int, warmup: int) -> di
       warmup: steps before the clock starts.
 
     Returns:
-      seconds per step (median, p95), rates, FLOPs, memory and compile time.
+      seconds per step (median, p95), rates, FLOPs, memory and compile time; where something is
+      never trained, seconds of the targets and of the rest, and multiply-accumulates of each.
     """
-    step, seconds = LiveStep(config, clips=clips), []
+    step, seconds, targets_s = LiveStep(config, clips=clips), [], []
     for i in range(warmup + steps):
         begin = time.perf_counter()
         values = step.run()
+        middle = time.perf_counter()
+        if step.compiled_targets:
+            step.run_targets()
         if i >= warmup:
-            seconds.append(time.perf_counter() - begin)
+            seconds.append(middle - begin)
+            targets_s.append(time.perf_counter() - middle)
     median = float(np.median(seconds))
+    parts = _parts(step, median, float(np.median(targets_s))) if step.compiled_targets else {}
     rate = clips / median / jax.device_count()
     peak = metrics.chip_peak_flops(config.train.peak_tflops)
     return {
         "step_s": median,
         "step_s_p95": float(np.percentile(seconds, 95)),
         "clips_per_s_per_chip": rate,
+        **parts,
         "gmac_forward_per_clip": sum(step.system.macs.values()) / 1e9,
         "tflops_per_chip": rate * step.system.train_flops / 1e12,
         "mfu": rate * step.system.train_flops / peak if peak else None,
         "memory_gib": metrics.device_memory_gib() or _compiled_gib(step.compiled),
         "compile_s": step.compile_s,
         "loss": float(values["loss"]),
+    }
+
+
+def _parts(step: LiveStep, step_s: float, targets_s: float) -> dict[str, float]:
+    """What teacher and student cost, each by itself."""
+    macs = dict(step.system.macs)
+    teacher = macs.pop("teacher")
+    return {
+        "targets_s": targets_s,
+        "rest_s": step_s - targets_s,
+        "targets_share": targets_s / step_s,
+        "gmac_teacher_per_clip": teacher / 1e9,
+        "gmac_student_per_clip": sum(macs.values()) / 1e9,
     }
 
 

@@ -17,7 +17,7 @@ import json
 import logging
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -60,16 +60,17 @@ def plan(
     system = systems.build(config, topology.chip)
     facts = _facts(config, system, topology)
     if topology.chip.platform == "gpu":
-        # Weights, two moments: 12 bytes a parameter.
+        # Weights, two moments: 12 bytes a parameter; 2 of what is never trained.
         state_bytes = 12 * facts["parameters"] // facts["mesh"]["fsdp"]
+        frozen_bytes = 2 * facts["frozen_parameters"] // facts["mesh"]["fsdp"]
         step, note = None, "activations: run tools/bench step on one GPU, it reports the peak"
-        facts["memory"] = _memory(topology, None, state_bytes) | {"note": note}
+        facts["memory"] = _memory(topology, None, state_bytes, frozen_bytes) | {"note": note}
     else:
         mesh = make_mesh(config.mesh.fsdp, ahead.devices_of(topology))
         run = assemble.make_run(config, config_lib.plan(config, config.train.batch_videos))
         step = ahead.compile_step(system, run, mesh, clips=facts["clips_per_step"])
         state_bytes = step.state_bytes
-        facts["memory"] = _memory(topology, step.peak_bytes, state_bytes)
+        facts["memory"] = _memory(topology, step.peak_bytes, state_bytes, step.frozen_bytes)
         facts["memory"]["fits"] = step.program is not None
         facts["compile_s"] = step.compile_s
         if step.program is None:
@@ -109,7 +110,6 @@ def _facts(config: ConfigDict, system: System, topology: Topology) -> dict[str, 
     devices = topology.num_devices
     clips = config.train.batch_videos * config.data.repeats
     fsdp = fsdp_degree(config.mesh.fsdp, devices, topology.slices)
-    shapes = jax.eval_shape(system.init, jax.eval_shape(lambda: jax.random.key(0)))
     macs = estimate.macs_by_group(system.macs)
     stacks = {
         name: part.remat
@@ -126,17 +126,27 @@ def _facts(config: ConfigDict, system: System, topology: Topology) -> dict[str, 
         "clips_per_step": clips,
         "micro_batches": config.optim.accumulate,
         "clips_per_chip": clips // devices // config.optim.accumulate,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes)),
+        "parameters": _count(system.init),
+        "frozen_parameters": _count(system.init_frozen) if system.init_frozen else 0,
         "gmac_per_clip": {part: count / 1e9 for part, count in macs.items()},
         "train_gflop_per_clip": system.train_flops / 1e9,
+        "teacher_gflop_per_clip": estimate.teacher_flops(system.macs) / 1e9,
         "train_tflop_per_step": system.train_flops * clips / 1e12,
     }
 
 
-def _memory(topology: Topology, peak_bytes: int | None, state_bytes: int) -> dict[str, Any]:
+def _count(init: Callable[[jax.Array], Any]) -> int:
+    shapes = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def _memory(
+    topology: Topology, peak_bytes: int | None, state_bytes: int, frozen_bytes: int
+) -> dict[str, Any]:
     return {
         "peak_gib": None if peak_bytes is None else peak_bytes / _GIB,
         "state_gib": state_bytes / _GIB,
+        "frozen_gib": frozen_bytes / _GIB,
         "chip_gib": topology.chip.memory_gib,
     }
 
@@ -175,9 +185,10 @@ def _estimates(
     """Time of a step and what the hosts must feed, with what was assumed."""
     chip, devices, clips = topology.chip, topology.num_devices, facts["clips_per_step"]
     recomputed = 2 * estimate.recomputed_macs(system.macs, facts["remat"])
+    flops = system.train_flops + recomputed
     time = estimate.step_time(
         chip,
-        flops=(system.train_flops + recomputed) * clips / devices,
+        flops=flops * clips / devices,
         collectives=step.program.collectives if step else (),
         state_bytes=state_bytes,
         grad_bytes=2 * facts["parameters"],
@@ -197,6 +208,7 @@ def _estimates(
         "estimate": {
             "step_s": time.total,
             **{f"{part}_s": seconds for part, seconds in dataclasses.asdict(time).items()},
+            "teacher_s": time.compute * estimate.teacher_flops(system.macs) / flops,
             "clips_per_s_per_chip": rate / devices,
             "mfu": rate * system.train_flops / (devices * chip.peak_tflops * 1e12),
             "assumptions": assumptions,
@@ -273,14 +285,15 @@ def table(facts: dict[str, Any]) -> str:
         ),
         ("choices", ", ".join(f"{k} {v}" for k, v in facts["choices"].items())),
         ("remat", ", ".join(f"{k} {v}" for k, v in facts["remat"].items())),
-        ("parameters", f"{facts['parameters'] / 1e6:.1f} M"),
+        ("parameters", _parameters(facts)),
         (
             "forward",
             ", ".join(f"{k} {v:.2f}" for k, v in facts["gmac_per_clip"].items()) + " GMAC per clip",
         ),
         (
             "training",
-            f"{facts['train_gflop_per_clip']:.0f} GFLOP per clip, "
+            f"{facts['train_gflop_per_clip']:.0f} GFLOP per clip"
+            f"{_of_these(facts['teacher_gflop_per_clip'])}, "
             f"{facts['train_tflop_per_step']:.0f} TFLOP per step",
         ),
         *_memory_rows(memory),
@@ -291,13 +304,23 @@ def table(facts: dict[str, Any]) -> str:
     return "\n".join(f"{name:<13}{words}" for name, words in rows)
 
 
+def _parameters(facts: dict[str, Any]) -> str:
+    trained, frozen = facts["parameters"] / 1e6, facts["frozen_parameters"] / 1e6
+    return f"{trained:.1f} M" + (f", and {frozen:.1f} M of a teacher" if frozen else "")
+
+
+def _of_these(teacher: float, digits: int = 0) -> str:
+    return f" (teacher {teacher:.{digits}f} of these)" if teacher else ""
+
+
 def _memory_rows(memory: dict[str, Any]) -> list[tuple[str, str]]:
     of = f" of {memory['chip_gib']:g}" if memory["chip_gib"] else ""
+    frozen = f", teacher {memory['frozen_gib']:.3g} GiB" if memory["frozen_gib"] else ""
     if memory["peak_gib"] is None:
-        return [("memory", f"state {memory['state_gib']:.2f}{of} GiB; {memory['note']}")]
+        return [("memory", f"state {memory['state_gib']:.2f}{of} GiB{frozen}; {memory['note']}")]
     verdict = "" if memory["fits"] else "  DOES NOT FIT"
     words = f"peak {memory['peak_gib']:.3g}{of} GiB per device, state {memory['state_gib']:.3g} GiB"
-    return [("memory", words + verdict)]
+    return [("memory", words + frozen + verdict)]
 
 
 def _program_rows(program: dict[str, Any] | None) -> list[tuple[str, str]]:
@@ -332,7 +355,8 @@ def _estimate_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         (
             "estimate",
-            f"{time['step_s']:.3f} s a step (arithmetic {time['compute_s']:.3f}, transfers "
+            f"{time['step_s']:.3f} s a step (arithmetic {time['compute_s']:.3f}"
+            f"{_of_these(time['teacher_s'], 3)}, transfers "
             f"{time['links_s'] + time['slices_s']:.3f}, update {time['optimizer_s']:.3f}), "
             f"{time['clips_per_s_per_chip']:.1f} clips/s/chip, MFU {time['mfu']:.0%}",
         ),
