@@ -133,6 +133,7 @@ class LayerNorm(nnx.Module):
         self.eps = eps
         self.dtype = dtype
 
+    @jax.named_scope("norm")
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x.astype(jnp.float32)
         x = x - x.mean(axis=-1, keepdims=True)
@@ -267,6 +268,7 @@ class Mlp(nnx.Module):
         self.fc2 = block_linear(hidden, width_out or width, options, rngs=rngs)
         self.gelu = options.gelu
 
+    @jax.named_scope("mlp")
     def __call__(self, x: jax.Array) -> jax.Array:
         hidden = checkpoint_name(self.fc1(x), "mlp_hidden")
         return checkpoint_name(self.fc2(GELUS[self.gelu](hidden)), "mlp_out")

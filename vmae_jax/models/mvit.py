@@ -159,12 +159,15 @@ class PoolingAttention(nnx.Module):
         q = self._pooled(q, self.pool_q, self.norm_q, shape.stride)
         k = self._pooled(k, self.pool_k, self.norm_k, shape.kv_stride)
         v = self._pooled(v, self.pool_v, self.norm_v, shape.kv_stride)
-        context = attention(*self._with_places(q, k), v, scale=1.0, impl=self.options.attention)
+        q_placed, k_placed = self._with_places(q, k)
+        with jax.named_scope("attention"):
+            context = attention(q_placed, k_placed, v, scale=1.0, impl=self.options.attention)
         # The pooled queries are added to what they found; not of the class token.
         context = context + jnp.pad(q[:, front:], ((0, 0), (front, 0), (0, 0), (0, 0)))
         context = checkpoint_name(context.reshape(*context.shape[:2], -1), "context")
         return checkpoint_name(self.proj(context), "attn_out")
 
+    @jax.named_scope("pooling")
     def _pooled(self, x, pool, norm, stride):
         """[B, K + N, inner] -> normalised [B, K + N', heads, head_dim]."""
         front, (t, h, w) = self.class_tokens, self.shape.grid
@@ -175,6 +178,7 @@ class PoolingAttention(nnx.Module):
         pooled = jnp.concatenate([x[:, :front], pooled], axis=1)
         return norm(rearrange(pooled, "b n (heads c) -> b n heads c", heads=self.shape.heads))
 
+    @jax.named_scope("positions")
     def _with_places(self, q, k):
         """Queries and keys whose products are scores with relative positions, scale included.
 
@@ -234,6 +238,7 @@ class MultiscaleBlock(nnx.Module):
         skip = self.proj(normed) if shape.width_out != shape.inner else x
         return skip + self._dropped(self.mlp(normed), rate, keys, 1)
 
+    @jax.named_scope("pooling")
     def _skip_pooled(self, x):
         if math.prod(self.shape.stride) == 1:
             return x
@@ -268,6 +273,7 @@ class Stem(nnx.Module):
         self.bias = nnx.Param(init.torch_uniform(rngs.params(), (width,), fan_in=fan_in))
         self.tubelet, self.dtype = tubelet, dtype
 
+    @jax.named_scope("stem")
     def __call__(self, video: jax.Array) -> jax.Array:
         """video [B, T, H, W, C] -> tokens [B, N, width] in raster order."""
         kernel = self.kernel[...].astype(self.dtype)

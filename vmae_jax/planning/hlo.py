@@ -5,6 +5,7 @@ Works on the text of `jax.stages.Compiled.as_text()`, the scheduled HLO of one d
 
 import dataclasses
 import functools
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 
@@ -118,10 +119,13 @@ class Program:
         """Body -> iterations of every loop."""
         return {
             _attribute(i.rest, "body"): self._trips(_attribute(i.rest, "condition"))
-            for instructions in self._computations.values()
-            for i in instructions
+            for i in self.instructions()
             if i.opcode == "while"
         }
+
+    def instructions(self) -> Iterator[Instruction]:
+        """Those of all computations, fused ones too, each once."""
+        return itertools.chain.from_iterable(self._computations.values())
 
     @property
     def windowed_loops(self) -> list[str]:
