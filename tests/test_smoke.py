@@ -73,7 +73,7 @@ def test_smoke_of_every_config_trains_and_saves(name, videos, tmp_path):
     flags = ["--config.train.steps=3", "--config.data.workers=0"]
     flags += [] if name.endswith(("_ft", "_distill")) else ["--config.train.batch_videos=1"]
     # One of each kind of target, and one with a teacher in its pictures.
-    draws = name in ("demo", "v2_vitg", "umt_b_k400_800ep")
+    draws = name in ("demo", "v2_vitg", "umt_b_k710")
     flags += ["--config.train.picture_every=3"] if draws else []
     config = load_config(str(ROOT / "configs" / f"{name}.py:smoke"))
     if "teacher" in config:

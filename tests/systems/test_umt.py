@@ -15,7 +15,6 @@ from vmae_jax.ops.patches import patchify
 from vmae_jax.ops.tokens import gather
 from vmae_jax.systems.image_teacher import image_teacher
 from vmae_jax.train import optim
-from vmae_jax.train.frozen import place_frozen
 from vmae_jax.train.sharding import batch_sharding, make_mesh, state_shardings
 from vmae_jax.train.state import make_init
 from vmae_jax.train.step import StepOptions, make_train_step
@@ -170,15 +169,16 @@ def test_neither_sharding_nor_accumulation_changes_a_step():
     system = systems.build(small_config(**fewer, **{"model.encoder.drop_path": 0.5}))
     # A large epsilon: a gradient that is all rounding noise must not move its weight.
     tx = optim.adamw_direction(betas=(0.9, 0.95), eps=1e-4, weight_decay=0.05)
-    init = make_init(system.init, tx, ema=False)
+    begin = jax.jit(make_init(system.init, tx, ema=False))(jax.random.key(0))
+    teacher = jax.jit(system.init_frozen)(jax.random.key(2))
 
     def trained(mesh, *, accumulate=1):
         options = StepOptions(accumulate=accumulate)
         step = jax.jit(make_train_step(system, tx, lambda step: jnp.float32(1e-2), options))
         with jax.set_mesh(mesh):
-            layout = state_shardings(jax.eval_shape(init, jax.random.key(0)), mesh)
-            state = jax.jit(init, out_shardings=layout)(jax.random.key(0))
-            frozen = place_frozen(system, mesh, jax.random.key(2))
+            state, frozen = (
+                jax.device_put(tree, state_shardings(tree, mesh)) for tree in (begin, teacher)
+            )
             batch = jax.device_put(clips(8), batch_sharding(mesh))
             state, metrics = step(state, frozen, batch, jax.random.key(1))
             return jax.device_get(state.params), float(metrics["loss"])

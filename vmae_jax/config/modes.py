@@ -44,7 +44,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
         if "depths" in part:
             part.depths = (1,) * len(part.depths)
         part.depth = len(part.depths) if "depths" in part else min(part.depth, 2)
-    if "align" in config:  # each layer that is left
+    if "align" in config:  # as many layers as are left
         depths = {"model": config.align.interval, "teacher": config.teacher.interval}
         most = min((config[g].encoder.depth - 1) // i + 1 for g, i in depths.items())
         config.align.layers = min(config.align.layers, most)

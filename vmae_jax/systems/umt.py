@@ -9,6 +9,7 @@ runs with masks by attention alone; here the others work too.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ from vmae_jax.models.umt import Student
 from vmae_jax.ops import losses, masking
 from vmae_jax.ops.heat import heat
 from vmae_jax.ops.losses import Ratio
-from vmae_jax.ops.patches import patchify
+from vmae_jax.ops.patches import Grid, Tubelet, patchify
 from vmae_jax.ops.preprocess import normalise, unit_range
 from vmae_jax.ops.tokens import gather, scatter
 from vmae_jax.systems.base import Batch, Params, System
@@ -103,26 +104,7 @@ def build(config: ConfigDict, chip: Chip) -> System:
         visible_idx, target, attention = look(frozen, video, keys)
         said = answers(params, visible_patches(video, visible_idx), visible_idx, None)
         near = _cosine(said[-1], target[-1])
-        in_pixels = functools.partial(
-            repeat,
-            pattern="b (t h w) -> b (t p) (h q) (w r) 1",
-            **dict(zip("thwpqr", (*grid, *tubelet), strict=True)),
-        )
-        tokens = grid[0] * grid[1] * grid[2]
-        kept = in_pixels(scatter(jnp.ones(visible_idx.shape, bool), visible_idx, tokens))
-        original = unit_range(video)
-        grey = original.mean(axis=-1, keepdims=True)
-        strongest = attention / attention.max(axis=-1, keepdims=True)
-        attention = heat(in_pixels(strongest.reshape(-1, tokens))[..., 0])
-        near = heat(in_pixels(scatter(near, visible_idx, tokens))[..., 0])
-        return {
-            "original": original,
-            "teacher's attention, light = strongest of the frame": 0.3 * grey + 0.7 * attention,
-            "kept tokens": jnp.where(kept, original, 0.2 * original),
-            "cosine to the teacher in the last layer, black 0, light 1": jnp.where(
-                kept, near, 0.2 * grey
-            ),
-        }
+        return pictures(unit_range(video), attention, visible_idx, near, grid=grid, tubelet=tubelet)
 
     macs = {
         "patch_embed": counts.visible * counts.patch_values * spec.width,
@@ -145,6 +127,48 @@ def build(config: ConfigDict, chip: Chip) -> System:
         init_frozen=teacher.init,
         reconstruct=reconstruct,
     )
+
+
+def pictures(
+    original: jax.Array,
+    attention: jax.Array,
+    visible_idx: jax.Array,
+    near: jax.Array,
+    *,
+    grid: Grid,
+    tubelet: Tubelet,
+) -> dict[str, jax.Array]:
+    """Draws clips with numbers of their tokens.
+
+    Args:
+      original: [B, T, H, W, C] in [0, 1].
+      attention: of each token, not negative, [B, t, h*w].
+      visible_idx: int32 [B, V], tokens that are kept.
+      near: cosines of these, [B, V].
+      grid, tubelet: of the tokens.
+
+    Returns:
+      label -> float32 [B, T, H, W, C or 3] in [0, 1].
+    """
+    tokens = math.prod(grid)
+    sizes = dict(zip("thwpqr", (*grid, *tubelet), strict=True))
+
+    def in_pixels(values: jax.Array) -> jax.Array:
+        return repeat(values, "b (t h w) -> b (t p) (h q) (w r)", **sizes)
+
+    kept = in_pixels(scatter(jnp.ones(visible_idx.shape, bool), visible_idx, tokens))[..., None]
+    grey = original.mean(axis=-1, keepdims=True)
+    strongest = attention / attention.max(axis=-1, keepdims=True)
+    looked_at = heat(in_pixels(strongest.reshape(-1, tokens)))
+    nearness = heat(in_pixels(scatter(near, visible_idx, tokens)))
+    return {
+        "original": original,
+        "teacher's attention, light = strongest of the frame": 0.3 * grey + 0.7 * looked_at,
+        "kept tokens": jnp.where(kept, original, 0.2 * original),
+        "cosine to the teacher in the last layer, black 0, light 1": jnp.where(
+            kept, nearness, 0.2 * grey
+        ),
+    }
 
 
 def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
