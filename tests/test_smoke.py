@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from vmae_jax import assemble, systems
+from vmae_jax.convert import sources
 from vmae_jax.convert.clip import clip_table
 from vmae_jax.convert.engine import flatten, to_theirs
 from vmae_jax.convert.export import save_arrays, save_released
@@ -105,6 +106,9 @@ def test_smoke_of_every_config_trains_and_saves(name, videos, tmp_path):
     high = math.log(10) + 0.3 if name.endswith("_ft") else high
     assert all(low < row["loss"] < high for row in rows)
     assert (tmp_path / "checkpoints" / "3").is_dir()
+    if "teacher" in config:
+        saved = json.loads((tmp_path / "config.json").read_text())["teacher"]
+        assert saved["sha256"] == sources.sha256(saved["weights"])
     assert (tmp_path / "pictures").is_dir() == draws
     if not draws:
         return

@@ -6,7 +6,9 @@ import pytest
 
 from vmae_jax import chips
 from vmae_jax import config as config_lib
+from vmae_jax.convert.engine import flatten
 from vmae_jax.ops.bicubic import resize_bicubic
+from vmae_jax.systems.base import frozen_copy
 from vmae_jax.systems.image_teacher import image_teacher
 from vmae_jax.train.sharding import batch_sharding, make_mesh, state_shardings
 
@@ -78,6 +80,20 @@ def test_a_sharded_teacher_says_the_same():
         video = jax.device_put(made()[1], batch_sharding(mesh))
         assert not frozen["blocks"]["mlp"]["fc1"]["kernel"].sharding.is_fully_replicated
         assert_close(look(small_config(chunk=2), frozen, video), expected())
+
+
+def test_half_precision_is_of_matrices_alone():
+    config = small_config()
+    config.model.dtype = "bfloat16"
+    frozen = frozen_copy(made()[0], "bfloat16")
+    dtypes = {(path.split("/")[-1], leaf.dtype.name) for path, leaf in flatten(frozen).items()}
+    assert {dtype for name, dtype in dtypes if name == "kernel"} == {"bfloat16"}
+    assert {dtype for name, dtype in dtypes if name != "kernel"} == {"float32"}
+    features, attention = look(config, frozen)
+    assert features.dtype == attention.dtype == np.float32
+    cosines = (features * expected()[0]).sum(-1)
+    assert cosines.min() > 0.999  # eight bits, in three blocks
+    np.testing.assert_allclose(attention, expected()[1], rtol=0.05)
 
 
 def test_features_may_keep_their_length():
