@@ -277,11 +277,8 @@ def frozen_weights(config: ConfigDict) -> Callable[[Any], Any] | None:
     """
     if "teacher" not in config:
         return None
-    path, wanted, described = (
-        _teacher_weights(config),
-        config.teacher.sha256,
-        teacher_config(config),
-    )
+    path, wanted = _teacher_weights(config), config.teacher.sha256
+    described = teacher_config(config)
 
     def load(abstract: Any) -> Any:
         source = read_weights(path)

@@ -6,7 +6,6 @@ The same command in the same workdir goes on where it stopped. Fields are overri
 On several hosts the same command runs on each; see docs/scaling.md.
 """
 
-import functools
 import logging
 import pathlib
 import sys
@@ -78,8 +77,7 @@ def run(config: ConfigDict, workdir: str) -> Outcome:
     config_lib.check_devices(config, jax.device_count())
     pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
     _describe(config, plan, num_videos)
-    frozen = functools.partial(assemble.open_frozen, config, system)
-    draw = make_draw(system, frozen) if system.reconstruct else None
+    draw = make_draw(system) if system.reconstruct else None
     evaluate = make_hook(system, config, assemble.pipeline_options)
     trainer = Trainer(
         system, assemble.make_run(config, plan), workdir, draw=draw, evaluate=evaluate

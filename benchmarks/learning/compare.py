@@ -1,7 +1,7 @@
 r"""All pretraining systems at equal encoder FLOPs on the same videos: what the probes say of each.
 
     python benchmarks/learning/compare.py --train=train.csv --val=val.csv \
-        --group=^dark_ --group=^tennis_ --out=runs/compare
+        --group=^dark_ --group=^tennis_ --teacher=runs/tower.safetensors --out=runs/compare
 
 Each system of benchmarks/learning/small.py is trained until its encoder (patch embedding and
 blocks, forward and backward) has taken `--teraflops`; its step is timed on random clips; probes
@@ -20,10 +20,10 @@ from vmae_jax import systems
 from vmae_jax.tools.bench import load_config
 
 RECIPES = pathlib.Path(__file__).resolve().with_name("small.py")
-NAMES = ("videomae", "videomae_v2", "mae_st", "maskfeat")
+NAMES = ("videomae", "videomae_v2", "mae_st", "maskfeat", "umt")
 PROBES = ("knn", "linear")
-# What is thrown away after pretraining.
-NOT_THE_ENCODER = ("encoder_to_decoder", "decoder", "head")
+# What is thrown away after pretraining, or was never trained.
+NOT_THE_ENCODER = ("encoder_to_decoder", "decoder", "head", "align", "teacher")
 
 
 def encoder_flops(recipe: str) -> float:
@@ -50,6 +50,7 @@ def row(name: str, args: argparse.Namespace) -> dict[str, str]:
         f"--config.data.manifest={args.train}",
         f"--config.train.steps={steps}",
         f"--workdir={out}",
+        *([f"--config.teacher.weights={args.teacher}"] if name == "umt" else []),
     )
     timing = out / "bench.jsonl"
     if not timing.is_file():
@@ -100,6 +101,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=pathlib.Path)
     parser.add_argument("--teraflops", type=float, default=5.0, help="of each encoder, in all")
     parser.add_argument("--systems", default=",".join(NAMES))
+    parser.add_argument("--teacher", default="", help="of umt: what image_tower.py has written")
     parser.add_argument("--seeds", type=int, default=1, help="of the probes and random weights")
     args = parser.parse_args()
     lines = [row(name, args) for name in args.systems.split(",")]

@@ -2,7 +2,8 @@ r"""Every pretraining system as a small network on few frames, for benchmarks/le
 
 Data, batch and schedule are the same for all; network, masks and targets are each system's own.
 The ViTs are 128 wide with 4 blocks; the MViT takes twice as many operations for all of a clip's
-tokens as a ViT does for a quarter of them.
+tokens as a ViT does for a quarter of them. `umt` needs a teacher (`--config.teacher.weights`):
+benchmarks/learning/image_tower.py trains one.
 
 Run:    python -m vmae_jax.main --config=benchmarks/learning/small.py:mae_st \
             --config.data.manifest=train.csv --workdir=runs/small_mae_st
@@ -16,6 +17,7 @@ from vmae_jax.config import (
     mvit,
     pretrain_defaults,
     stack,
+    umt_defaults,
 )
 from vmae_jax.variants import MViTSpec, StackSpec
 
@@ -95,4 +97,19 @@ def maskfeat():
     return config
 
 
-RECIPES = {f.__name__: f for f in (videomae, videomae_v2, mae_st, maskfeat)}
+def umt():
+    config = umt_defaults().unlock()
+    config.model.encoder = stack(ENCODER)
+    config.model.encoder.remat = "none"
+    config.model.tubelet = (1, 8, 8)
+    # As benchmarks/learning/image_tower.py trains it.
+    config.teacher.encoder = stack(StackSpec(width=128, depth=4, heads=2))
+    config.teacher.encoder.remat = "none"
+    config.teacher.tubelet = (1, 8, 8)
+    config.teacher.size = (64, 64)
+    config.teacher.output = 64
+    config.align.layers = 3
+    return config
+
+
+RECIPES = {f.__name__: f for f in (videomae, videomae_v2, mae_st, maskfeat, umt)}

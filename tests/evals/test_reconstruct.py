@@ -68,11 +68,11 @@ def test_true_statistics_undo_the_normalisation_exactly():
 def test_drawing_works_on_a_mesh_wider_than_the_clips():
     system = systems.build(small_config(True))
     params = system.init(jax.random.key(0))
-    alone = make_draw(system, lambda: None)(params, clips(3), jax.random.key(1))
+    alone = make_draw(system)(params, None, clips(3), jax.random.key(1))
     from vmae_jax.train.sharding import make_mesh
 
     with jax.set_mesh(make_mesh(2)):
-        shared = make_draw(system, lambda: None)(params, clips(3), jax.random.key(1))
+        shared = make_draw(system)(params, None, clips(3), jax.random.key(1))
     assert np.abs(alone.astype(int) - shared.astype(int)).max() <= 1
 
 

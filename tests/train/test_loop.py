@@ -225,7 +225,7 @@ def large():
 
 
 def test_failed_save_is_reported_and_training_goes_on_to_the_next(tmp_path, caplog, small_disk):
-    def draw(params, clips, key):  # at step 6, before its save
+    def draw(params, frozen, clips, key):  # at step 6, before its save
         small_disk(None)
         return np.zeros((4, 4, 3), np.uint8)
 
@@ -254,7 +254,7 @@ def test_run_whose_last_save_fails_does_not_claim_to_be_done(tmp_path, small_dis
 def test_full_disk_under_the_log_does_not_end_the_run(tmp_path, caplog, small_disk):
     limits = iter([None, 1, 1, None])  # from each picture on
 
-    def draw(params, clips, key):
+    def draw(params, frozen, clips, key):
         small_disk(next(limits, None))
         return np.zeros((4, 4, 3), np.uint8)
 
@@ -292,7 +292,7 @@ def test_weights_to_start_from_are_taken_as_they_are(tmp_path):
 def test_pictures_show_one_clip_of_each_of_the_first_videos_each_time(tmp_path):
     seen = []
 
-    def draw(params, clips, key):
+    def draw(params, frozen, clips, key):
         seen.append({name: np.asarray(x) for name, x in clips.items()})
         return np.zeros((4, 4, 3), np.uint8)
 

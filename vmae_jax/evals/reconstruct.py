@@ -1,6 +1,5 @@
 """Pictures of what a masked model reconstructs: for the training log and the command line."""
 
-import functools
 from collections.abc import Callable, Mapping
 
 import jax
@@ -56,17 +55,11 @@ def make_reconstruct(
 
 
 def make_draw(
-    system: System, open_frozen: Callable[[], Params]
-) -> Callable[[Params, Mapping[str, jax.Array], jax.Array], np.ndarray]:
-    """Returns `(params, batch, key) -> picture`, uint8 [H, W, 3]; see `make_reconstruct`.
-
-    Args:
-      system: of the run.
-      open_frozen: gets what it never trains (None, where there is no such thing), for pictures
-        alone: asked once, at the first of them, so that a run without pictures has it once.
-    """
-    reconstruct, frozen = make_reconstruct(system), functools.cache(open_frozen)
-    return lambda params, batch, key: grid_picture(reconstruct(params, frozen(), batch, key))
+    system: System,
+) -> Callable[[Params, Params, Mapping[str, jax.Array], jax.Array], np.ndarray]:
+    """Returns `(params, frozen, batch, key) -> picture`, uint8 [H, W, 3]; see the function above."""
+    reconstruct = make_reconstruct(system)
+    return lambda *inputs: grid_picture(reconstruct(*inputs))
 
 
 def grid_picture(videos: Mapping[str, np.ndarray], *, max_frames: int = 8) -> np.ndarray:

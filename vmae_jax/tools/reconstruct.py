@@ -54,10 +54,8 @@ def reconstruct(
             "weights of a pretraining network"
         )
     batch, names = _clips(model.config, videos, num_clips)
-    key, frozen = (
-        jax.random.key(model.config.seed),
-        assemble.open_frozen(model.config, model.system),
-    )
+    key = jax.random.key(model.config.seed)
+    frozen = assemble.open_frozen(model.config, model.system)
     return make_reconstruct(model.system)(model.params, frozen, batch, key), names
 
 

@@ -134,7 +134,7 @@ class Trainer:
         run: Run,
         workdir: str,
         *,
-        draw: Callable[[Any, Mapping[str, jax.Array], jax.Array], np.ndarray] | None = None,
+        draw: Callable[[Any, Any, Mapping[str, jax.Array], jax.Array], np.ndarray] | None = None,
         evaluate: Callable[[Any], Mapping[str, float]] | None = None,
     ) -> None:
         """Takes the method, its schedule and limits, and the run's folder.
@@ -143,7 +143,7 @@ class Trainer:
           system: the method.
           run: schedule, intervals and limits.
           workdir: folder of the run; exists.
-          draw: (params, batch, key) -> picture, uint8 [H, W, 3], or None.
+          draw: (params, frozen, batch, key) -> picture, uint8 [H, W, 3], or None.
           evaluate: params -> figures, the same on all processes, which call it together; or None.
         """
         self._system, self._run, self._workdir = system, run, workdir
@@ -309,7 +309,7 @@ class Trainer:
                     if failure is not None:
                         break
                 if run.picture_every and step % run.picture_every == 0:
-                    self._picture(state, pictured, key, step, writer)
+                    self._picture(state, frozen, pictured, key, step, writer)
                     throughput.restart()
                 if self._evaluate and run.eval_every and step % run.eval_every == 0:
                     try:
@@ -411,6 +411,7 @@ class Trainer:
     def _picture(
         self,
         state: TrainState,
+        frozen: Any,
         clips: Mapping[str, jax.Array],
         key: jax.Array,
         step: int,
@@ -418,7 +419,7 @@ class Trainer:
     ) -> None:
         if self._draw is None:
             return
-        writer.picture("reconstruction", self._draw(state.params, clips, key), step)
+        writer.picture("reconstruction", self._draw(state.params, frozen, clips, key), step)
 
     def _figures(self, state: TrainState) -> dict[str, float]:
         """How good the parameters are (their average, if one is kept), and what asking cost."""
