@@ -16,10 +16,11 @@ from ml_collections import ConfigDict
 from vmae_jax import config as config_lib
 from vmae_jax import systems
 from vmae_jax.convert import sources
-from vmae_jax.convert.architecture import check_tower, config_of
+from vmae_jax.convert.architecture import config_of
 from vmae_jax.convert.engine import ConversionError, flatten, unflatten
 from vmae_jax.convert.fit import EXACT, Fitted, Policy, fit, starting_policy
 from vmae_jax.convert.sources import Source
+from vmae_jax.convert.towers import check_tower
 from vmae_jax.data.pipeline import ClipPipeline, PipelineOptions
 from vmae_jax.systems.base import System
 from vmae_jax.train import optim

@@ -11,11 +11,11 @@ from safetensors.numpy import save_file
 
 from vmae_jax import __version__
 from vmae_jax import config as config_lib
-from vmae_jax.convert.architecture import Tower
 from vmae_jax.convert.clip import clip_table
 from vmae_jax.convert.engine import ConversionError, Table, to_theirs, unflatten
 from vmae_jax.convert.families import released_table
 from vmae_jax.convert.sources import Source
+from vmae_jax.convert.towers import Tower
 from vmae_jax.convert.videomae import transformers_table
 
 # Of our norms, as released. transformers' own default differs; its decoder.norm and fc_norm stay

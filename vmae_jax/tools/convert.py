@@ -23,12 +23,12 @@ from ml_collections import ConfigDict
 
 from vmae_jax import assemble, systems
 from vmae_jax.convert import export
-from vmae_jax.convert.architecture import Tower, tower_of
 from vmae_jax.convert.engine import ConversionError
 from vmae_jax.convert.fit import Fitted, fit
 from vmae_jax.convert.label_maps import map_head, read_label_map
 from vmae_jax.convert.sources import Source
 from vmae_jax.convert.stablehlo import save_programs
+from vmae_jax.convert.towers import Tower, tower_of
 from vmae_jax.errors import UserError
 
 TARGETS = ("vmae", "transformers", "released", "stablehlo")
