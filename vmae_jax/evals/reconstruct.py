@@ -57,7 +57,7 @@ def make_reconstruct(
 def make_draw(
     system: System,
 ) -> Callable[[Params, Params, Mapping[str, jax.Array], jax.Array], np.ndarray]:
-    """Returns `(params, frozen, batch, key) -> picture`, uint8 [H, W, 3]; see the function above."""
+    """Returns `(params, frozen, batch, key) -> picture`, uint8 [H, W, 3]; see above."""
     reconstruct = make_reconstruct(system)
     return lambda *inputs: grid_picture(reconstruct(*inputs))
 
