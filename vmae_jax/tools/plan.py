@@ -293,7 +293,7 @@ def table(facts: dict[str, Any]) -> str:
         (
             "training",
             f"{facts['train_gflop_per_clip']:.0f} GFLOP per clip"
-            f"{_of_these(facts['teacher_gflop_per_clip'])}, "
+            f"{_teachers_part(facts['teacher_gflop_per_clip'])}, "
             f"{facts['train_tflop_per_step']:.0f} TFLOP per step",
         ),
         *_memory_rows(memory),
@@ -309,8 +309,8 @@ def _parameters(facts: dict[str, Any]) -> str:
     return f"{trained:.1f} M" + (f", and {frozen:.1f} M of a teacher" if frozen else "")
 
 
-def _of_these(teacher: float, digits: int = 0) -> str:
-    return f" (teacher {teacher:.{digits}f} of these)" if teacher else ""
+def _teachers_part(teacher: float, digits: int = 0) -> str:
+    return f", {teacher:.{digits}f} of it the teacher's" if teacher else ""
 
 
 def _memory_rows(memory: dict[str, Any]) -> list[tuple[str, str]]:
@@ -356,7 +356,7 @@ def _estimate_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "estimate",
             f"{time['step_s']:.3f} s a step (arithmetic {time['compute_s']:.3f}"
-            f"{_of_these(time['teacher_s'], 3)}, transfers "
+            f"{_teachers_part(time['teacher_s'], 3)}, transfers "
             f"{time['links_s'] + time['slices_s']:.3f}, update {time['optimizer_s']:.3f}), "
             f"{time['clips_per_s_per_chip']:.1f} clips/s/chip, MFU {time['mfu']:.0%}",
         ),
