@@ -337,6 +337,7 @@ def test_sizes_of_a_multiscale_network_that_do_not_go_together_are_refused():
         ({"teacher.tubelet": (2, 16, 16)}, r"\(4, 14, 14\).*the student on \(8, 14, 14\)"),
         ({"align.layers": 7, "align.interval": 2}, "begin at layer 0.*config.model.encoder has"),
         ({"align.layers": 7, "teacher.interval": 3}, "begin at layer -6, but config.teacher.enc"),
+        ({"teacher.attention_layer": 13}, "attention_layer=13: the teacher has layers 1 to 12"),
         ({"align.normalize": "none"}, "'l2' compares unit vectors"),
         ({"masking.encoder": ("attention", 0.001)}, "hides 0 of 196 patches in each frame"),
         ({"masking.encoder": ("attentive", 0.8)}, "agnostic, block, attention"),

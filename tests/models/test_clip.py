@@ -36,8 +36,9 @@ def patches():
     return jax.random.normal(jax.random.key(0), (4, 6, VALUES))
 
 
-def look(params, *, depth=SPEC.depth, taps):
-    return jax.jit(tower(depth).apply, static_argnames="taps")(params, patches(), taps=taps)
+def look(params, *, depth=SPEC.depth, **layers):
+    run = jax.jit(tower(depth).apply, static_argnames=("taps", "attention_layer"))
+    return run(params, patches(), **layers)
 
 
 def test_a_tapped_layer_says_what_a_tower_that_ends_there_says():
@@ -45,8 +46,13 @@ def test_a_tapped_layer_says_what_a_tower_that_ends_there_says():
     features, attention = look(params(), taps=(1, 3))
     assert features.shape == (2, 4, 6, OUTPUT) and features.dtype == jnp.float32
     np.testing.assert_allclose(features[:1], look(short, depth=1, taps=(1,))[0], atol=1e-5)
-    # Whatever is tapped, attention is the last layer's.
+    # Whatever is tapped, attention is the last layer's,
     np.testing.assert_allclose(look(params(), taps=(2, 3))[1], attention, atol=1e-6)
+    # unless that of another is asked for.
+    first = look(short, depth=1, taps=(1,))[1]
+    assert np.abs(first - attention).max() > 1e-2
+    earlier = look(params(), taps=(3,), attention_layer=1)[1]
+    np.testing.assert_allclose(earlier, first, atol=1e-6)
 
 
 def numpy_block(block, x):

@@ -250,7 +250,7 @@ _ALIGNING: tuple[_Check, ...] = (
     _tubelet("teacher.tubelet"),
     ("teacher.size", lambda v: len(v) == 2 and min(v) > 0, "must be (height, width) in pixels"),
     *(_at_least(f"teacher.{field}", 1) for field in ("output", "interval")),
-    _at_least("teacher.chunk", 0),
+    *(_at_least(f"teacher.{field}", 0) for field in ("chunk", "attention_layer")),
     *(_at_least(f"align.{field}", 1) for field in ("layers", "interval")),
     _one_of("align.normalize", "l2", "none"),
     _one_of("align.loss", *ALIGNMENTS),
@@ -312,6 +312,11 @@ def _check_alignment(config: ConfigDict) -> None:
     """
     for group in ("model", "teacher"):
         aligned_layers(config, group)
+    if config.teacher.attention_layer > config.teacher.encoder.depth:
+        raise ConfigError(
+            f"config.teacher.attention_layer={config.teacher.attention_layer}: the teacher has "
+            f"layers 1 to {config.teacher.encoder.depth}; 0 is the last"
+        )
     teacher_grid(config)
     teacher_frames(config)
     if config.align.loss == "l2" and config.align.normalize != "l2":

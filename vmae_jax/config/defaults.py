@@ -522,6 +522,8 @@ def umt_defaults() -> ConfigDict:
     config.teacher.size = (224, 224)
     config.teacher.output = 512  # width of what it says of a patch
     config.teacher.interval = 1  # from one aligned layer to the next, counted from the last
+    # Whose class token says where to look, counted from 1; 0: the last one's, as released.
+    config.teacher.attention_layer = 0
     config.teacher.chunk = 0  # frames of each clip that it looks at together; 0: all
 
     config.align = ConfigDict()

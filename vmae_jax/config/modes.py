@@ -48,6 +48,8 @@ def smoke(config: ConfigDict) -> ConfigDict:
         depths = {"model": config.align.interval, "teacher": config.teacher.interval}
         most = min((config[g].encoder.depth - 1) // i + 1 for g, i in depths.items())
         config.align.layers = min(config.align.layers, most)
+        asked = min(config.teacher.attention_layer, config.teacher.encoder.depth)
+        config.teacher.attention_layer = asked
     if config.model.architecture == "mvit":
         config.data.size = tuple(_third(side) for side in config.data.size)
     small = min(config.train.batch_videos, 2)

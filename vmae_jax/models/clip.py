@@ -64,7 +64,9 @@ class ImageTower(Placed):
         self.grid, self.depth = (1, *grid), spec.depth
         self.values, self.options = values, options
 
-    def __call__(self, patches: jax.Array, *, taps: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, patches: jax.Array, *, taps: tuple[int, ...], attention_layer: int | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         """What some layers say of the patches, and which of them the class token takes.
 
         Final norm and projection, which were trained for the class token of the last layer, are
@@ -73,11 +75,12 @@ class ImageTower(Placed):
         Args:
           patches: normalised patch vectors of F frames, [F, N, P], in raster order.
           taps: layers, counted from 1 and ascending; static.
+          attention_layer: whose class token is asked, counted from 1; None: the last one's.
 
         Returns:
           (features float32 [K, F, N, output], not of unit length; attention float32 [F, N], the
-          weights of the class token in the last layer, mean of the heads. What it takes of itself
-          is left out, so that rows add up to less than one.)
+          weights of the class token in that layer, mean of the heads. What it takes of itself is
+          left out, so that rows add up to less than one.)
 
         Raises:
           ValueError: other patches than it is for, or no such layers.
@@ -89,12 +92,14 @@ class ImageTower(Placed):
             )
         x = self.placed(self.patch_embed(patches), None, grid=grid, class_token=self.cls_token[...])
         x = self.norm_pre(x)
-        # What enters the last block says where its class token looks.
-        kept = tuple(sorted({*taps, self.depth - 1} - {0}))
+        # What enters a block says where its class token looks.
+        asked = self.depth if attention_layer is None else attention_layer
+        before = asked - 1
+        kept = tuple(sorted({*taps, before} - {0}))
         outputs = run_stack(self.blocks, x, self.options, taps=kept)
-        entering = outputs[kept.index(self.depth - 1)] if self.depth > 1 else x
-        last = block_of(self.blocks, self.depth)
-        attention = last.attention(entering, queries=1).mean(axis=1)[:, 0, 1:]
+        entering = outputs[kept.index(before)] if before else x
+        block = block_of(self.blocks, asked)
+        attention = block.attention(entering, queries=1).mean(axis=1)[:, 0, 1:]
         if kept != taps:
             outputs = outputs[np.array([kept.index(tap) for tap in taps])]
         features = self.proj(self.norm(outputs[:, :, 1:]))

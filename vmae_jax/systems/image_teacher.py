@@ -74,7 +74,9 @@ def image_teacher(config: ConfigDict, chip: Chip) -> ImageTeacher:
             video = resize_bicubic(video, *size)
         patches = patchify(video, tubelet, order="planes")
         patches = rearrange(patches, "b (t n) p -> (b t) n p", n=places)
-        features, attention = network.apply(frozen, patches, taps=layers)
+        features, attention = network.apply(
+            frozen, patches, taps=layers, attention_layer=part.attention_layer or None
+        )
         features = unit_vectors(features) if unit else features
         return (
             rearrange(features, "k (b t) n d -> k b t n d", b=batch),
