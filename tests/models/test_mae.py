@@ -173,11 +173,11 @@ def test_named_remat_saves_less_than_none_and_more_than_full():
 
 def test_a_prediction_depends_on_visible_tokens_only():
     _, visible_idx, target_idx = batch()
-    video = jax.random.normal(jax.random.key(4), (2, 32, VALUES))
+    video, weights = jax.random.normal(jax.random.key(4), (2, 32, VALUES)), params()
 
     def total(video):
         visible = gather(video, visible_idx)
-        pred = predict(network(), params(), visible, visible_idx, target_idx)
+        pred = predict(network(), weights, visible, visible_idx, target_idx)
         return jnp.sum(jnp.sin(pred))
 
     grad = np.asarray(jax.jit(jax.grad(total))(video))

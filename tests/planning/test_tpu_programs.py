@@ -47,6 +47,9 @@ PROGRAMS = (
     ("maskfeat_l_40x3_k400", "v5p:2x2x1", 1, 85.0, ()),
     ("maskfeat_image_b_in1k", "v5e:2x2", 32, 14.0, ()),
     ("maskfeat_image_l_in1k", "v5e:4x4", 32, 14.0, ()),
+    ("umt_b_k710", "v5e:2x4", 16, 14.0, ()),
+    ("umt_b_k710_l14", "v5e:2x4", 16, 14.0, ()),
+    ("umt_l_k710", "v5e:4x4", 16, 14.0, ()),
     ("demo", "v5e:1x1", 16, 14.0, ()),
     ("videomae_s_k400_ft", "v5e:2x2", 16, 14.0, ()),
     ("videomae_b_k400_ft", "v5e:2x4", 8, 14.0, ()),
@@ -59,6 +62,8 @@ PROGRAMS = (
     ("mae_st_h_k400_ft", "v5e:4x4", 4, 14.0, ()),
     ("maskfeat_s_16x4_k400_ft", "v5e:2x4", 4, 14.0, ()),
     ("maskfeat_l_16x4_k400_ft", "v5e:4x4", 2, 14.0, ()),
+    ("umt_b_k400_ft", "v5e:2x4", 8, 14.0, ()),
+    ("umt_l_k400_ft", "v5e:4x4", 4, 14.0, ()),
     ("v2_vitb_k710_distill", "v5e:4x4", 2, 14.0, ()),
     ("v2_vits_k710_distill", "v5e:4x4", 2, 14.0, ()),
 )
