@@ -109,6 +109,7 @@ EMBEDDINGS = {
 
 
 def encoder_rules(prefix: str, tubelet: Tubelet, channels: int) -> tuple[Rule, ...]:
+    """Of an encoder, whose released names begin with `prefix`; the rest as in the tables above."""
     return (
         Rule(
             f"{prefix}patch_embed.proj.weight",
